@@ -1,0 +1,62 @@
+#include "avx/cpu_features.h"
+
+#include <cstdint>
+
+#ifdef BNBX_X86
+#ifdef _MSC_VER
+#include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
+
+namespace bnbx {
+namespace {
+
+struct Registers {
+  uint32_t eax, ebx, ecx, edx;
+};
+
+Registers cpuid(uint32_t leaf) {
+  Registers r = {0, 0, 0, 0};
+#ifdef _MSC_VER
+  int values[4];
+  __cpuidex(values, static_cast<int>(leaf), 0);
+  r = {static_cast<uint32_t>(values[0]), static_cast<uint32_t>(values[1]),
+       static_cast<uint32_t>(values[2]), static_cast<uint32_t>(values[3])};
+#else
+  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+#endif
+  return r;
+}
+
+bool bit(uint32_t value, int position) { return (value >> position & 1u) != 0; }
+
+// Which register states the operating system saves: bits 1-2 are ymm, 5-7 are zmm and masks.
+uint64_t saved_states() {
+  if (!bit(cpuid(1).ecx, 27)) return 0;  // OSXSAVE
+#ifdef _MSC_VER
+  return _xgetbv(0);
+#else
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+#endif
+}
+
+}  // namespace
+
+bool cpu_has_avx2() {
+  const Registers one = cpuid(1);
+  const Registers seven = cpuid(7);
+  const bool fma = bit(one.ecx, 12), f16c = bit(one.ecx, 29), avx2 = bit(seven.ebx, 5);
+  return fma && f16c && avx2 && (saved_states() & 0x6) == 0x6;
+}
+
+bool cpu_has_avx512() {
+  const uint32_t ebx = cpuid(7).ebx;
+  const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
+  return cpu_has_avx2() && f && dq && bw && vl && (saved_states() & 0xe6) == 0xe6;
+}
+
+}  // namespace bnbx
+#endif  // BNBX_X86

@@ -1,0 +1,170 @@
+// The CPU backend: each operation goes to the kernels of the best instruction set that the machine
+// has, chosen when the library is loaded, or to the one that BNBX_FORCE_ISA names.
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "avx/cpu_features.h"
+#include "avx/kernel_table.h"
+
+namespace bnbx {
+namespace {
+
+struct Implementation {
+  const char* name;
+  bool (*supported)();
+  const KernelTable* table;
+};
+
+// In order of preference.
+const Implementation kImplementations[] = {
+#ifdef BNBX_X86
+    {"avx512", &cpu_has_avx512, &avx512::kTable},
+    {"avx2", &cpu_has_avx2, &avx2::kTable},
+#endif
+    {"scalar", [] { return true; }, &scalar::kTable},
+};
+
+const Implementation& find(const std::string& name) {
+  std::string available;
+  for (const Implementation& implementation : kImplementations) {
+    if (!implementation.supported()) continue;
+    if (name == implementation.name) return implementation;
+    available += (available.empty() ? "" : ", ") + std::string(implementation.name);
+  }
+  throw std::invalid_argument("isa: expected one of " + available + " (what this machine has), got '" +
+                              name + "'");
+}
+
+const Implementation& best() {
+  for (const Implementation& implementation : kImplementations) {
+    if (implementation.supported()) return implementation;
+  }
+  throw std::logic_error("no instruction set is supported");  // scalar always is
+}
+
+// Chosen once, at the first use, so that a bad BNBX_FORCE_ISA becomes an exception of the import.
+std::atomic<const Implementation*>& active() {
+  static std::atomic<const Implementation*> chosen([] {
+    const char* forced = std::getenv("BNBX_FORCE_ISA");
+    return forced != nullptr && *forced != '\0' ? &find(forced) : &best();
+  }());
+  return chosen;
+}
+
+const KernelTable& kernels() { return *active().load(std::memory_order_relaxed)->table; }
+
+}  // namespace
+
+std::string isa() { return active().load()->name; }
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const Implementation& implementation : kImplementations) {
+    if (implementation.supported()) names.emplace_back(implementation.name);
+  }
+  return names;
+}
+
+void select_isa(const std::string& name) { active().store(&find(name)); }
+
+std::vector<std::string> operations() {
+  return {"quantize_4bit",           "dequantize_4bit",      "dequantize_4bit.out",
+          "gemm_4bit",               "quantize_blockwise",   "dequantize_blockwise",
+          "dequantize_blockwise.out", "int8_vectorwise_quant", "int8_vectorwise_dequant",
+          "int8_double_quant",       "int8_linear_matmul",   "int8_linear_matmul.out",
+          "int8_mm_dequant",         "int8_scaled_mm",       "int8_mixed_scaled_mm",
+          "int8_linear",             "optimizer_update_32bit",
+          "optimizer_update_8bit_blockwise"};
+}
+
+void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
+                   uint8_t* out, float* absmax, Stream stream) {
+  kernels().quantize_4bit(A, dtype, n, blocksize, quant_type, out, absmax, stream);
+}
+
+void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t blocksize,
+                     QuantType quant_type, void* out, DType dtype, Stream stream) {
+  kernels().dequantize_4bit(A, absmax, n, blocksize, quant_type, out, dtype, stream);
+}
+
+void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
+               const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
+               Stream stream) {
+  kernels().gemm_4bit(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
+}
+
+void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,
+                        int64_t blocksize, uint8_t* out, float* absmax, Stream stream) {
+  kernels().quantize_blockwise(A, dtype, n, code, blocksize, out, absmax, stream);
+}
+
+void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, const float* code,
+                          int64_t blocksize, void* out, DType dtype, Stream stream) {
+  kernels().dequantize_blockwise(A, absmax, n, code, blocksize, out, dtype, stream);
+}
+
+void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t columns,
+                           float threshold, int8_t* out, float* stats, uint8_t* outliers,
+                           Stream stream) {
+  kernels().int8_vectorwise_quant(A, dtype, rows, columns, threshold, out, stats, outliers,
+                                  stream);
+}
+
+void int8_vectorwise_dequant(const int8_t* A, const float* stats, int64_t rows, int64_t columns,
+                             float* out, Stream stream) {
+  kernels().int8_vectorwise_dequant(A, stats, rows, columns, out, stream);
+}
+
+void int8_double_quant(const void* A, DType dtype, int64_t rows, int64_t columns, float threshold,
+                       int8_t* out_row, int8_t* out_col, float* row_stats, float* col_stats,
+                       uint8_t* outliers, Stream stream) {
+  kernels().int8_double_quant(A, dtype, rows, columns, threshold, out_row, out_col, row_stats,
+                              col_stats, outliers, stream);
+}
+
+void int8_linear_matmul(const int8_t* A, const int8_t* B, int64_t M, int64_t N, int64_t K,
+                        int32_t* out, Stream stream) {
+  kernels().int8_linear_matmul(A, B, M, N, K, out, stream);
+}
+
+void int8_mm_dequant(const int32_t* A, const float* row_stats, const float* col_stats, int64_t M,
+                     int64_t N, Bias bias, void* out, DType dtype, Stream stream) {
+  kernels().int8_mm_dequant(A, row_stats, col_stats, M, N, bias, out, dtype, stream);
+}
+
+void int8_scaled_mm(const int8_t* A, const int8_t* B, int64_t M, int64_t N, int64_t K,
+                    const float* row_stats, const float* col_stats, Bias bias, void* out,
+                    DType dtype, Stream stream) {
+  kernels().int8_scaled_mm(A, B, M, N, K, row_stats, col_stats, bias, out, dtype, stream);
+}
+
+void int8_mixed_scaled_mm(const void* A, DType dtype, const int8_t* CA, const int8_t* CB, int64_t M,
+                          int64_t N, int64_t K, const float* SCA, const float* SCB,
+                          const int64_t* outlier_cols, int64_t outlier_count, Bias bias, void* out,
+                          Stream stream) {
+  kernels().int8_mixed_scaled_mm(A, dtype, CA, CB, M, N, K, SCA, SCB, outlier_cols, outlier_count,
+                                 bias, out, stream);
+}
+
+void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const int8_t* CB,
+                 const float* SCB, float threshold, Bias bias, int8_t* codes, float* stats,
+                 uint8_t* outliers, void* out, Stream stream) {
+  kernels().int8_linear(A, dtype, M, N, K, CB, SCB, threshold, bias, codes, stats, outliers, out,
+                        stream);
+}
+
+void optimizer_update_32bit(OptimizerRule rule, const std::vector<ParameterUpdate>& parameters,
+                            const Hyperparameters& hyperparameters, Stream stream) {
+  kernels().optimizer_update_32bit(rule, parameters, hyperparameters, stream);
+}
+
+void optimizer_update_8bit_blockwise(OptimizerRule rule,
+                                     const std::vector<ParameterUpdate>& parameters,
+                                     const float* qmap1, const float* qmap2,
+                                     const Hyperparameters& hyperparameters, Stream stream) {
+  kernels().optimizer_update_8bit_blockwise(rule, parameters, qmap1, qmap2, hyperparameters,
+                                            stream);
+}
+
+}  // namespace bnbx

@@ -1,0 +1,11 @@
+// The kernels of this instruction set; CMakeLists.txt gives this file, and no other, its flags.
+#include "avx/kernels_of.h"
+#include "avx/vec_avx512.h"
+
+namespace bnbx {
+namespace avx512 {
+
+extern const KernelTable kTable = table_of<Vec>();
+
+}  // namespace avx512
+}  // namespace bnbx

@@ -1,0 +1,36 @@
+// The kernels of one instruction set, as a table that the dispatcher can point to.
+#pragma once
+
+#include "bnbx/kernels.h"
+
+namespace bnbx {
+
+struct KernelTable {
+  decltype(&bnbx::quantize_4bit) quantize_4bit;
+  decltype(&bnbx::dequantize_4bit) dequantize_4bit;
+  decltype(&bnbx::gemm_4bit) gemm_4bit;
+  decltype(&bnbx::quantize_blockwise) quantize_blockwise;
+  decltype(&bnbx::dequantize_blockwise) dequantize_blockwise;
+  decltype(&bnbx::int8_vectorwise_quant) int8_vectorwise_quant;
+  decltype(&bnbx::int8_vectorwise_dequant) int8_vectorwise_dequant;
+  decltype(&bnbx::int8_double_quant) int8_double_quant;
+  decltype(&bnbx::int8_linear_matmul) int8_linear_matmul;
+  decltype(&bnbx::int8_mm_dequant) int8_mm_dequant;
+  decltype(&bnbx::int8_scaled_mm) int8_scaled_mm;
+  decltype(&bnbx::int8_mixed_scaled_mm) int8_mixed_scaled_mm;
+  decltype(&bnbx::int8_linear) int8_linear;
+  decltype(&bnbx::optimizer_update_32bit) optimizer_update_32bit;
+  decltype(&bnbx::optimizer_update_8bit_blockwise) optimizer_update_8bit_blockwise;
+};
+
+namespace scalar {
+extern const KernelTable kTable;
+}
+namespace avx2 {
+extern const KernelTable kTable;
+}
+namespace avx512 {
+extern const KernelTable kTable;
+}
+
+}  // namespace bnbx

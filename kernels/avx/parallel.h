@@ -1,0 +1,35 @@
+// Work shared among the threads of the OpenMP runtime that torch uses, so that
+// torch.set_num_threads is obeyed.
+#pragma once
+
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace bnbx {
+
+// Calls f(begin, end) on ranges that cover [0, n), one range a thread, none shorter than `grain`
+// unless n is. f must not throw.
+template <class Function>
+static inline void parallel_for(int64_t n, int64_t grain, Function&& f) {
+  if (n <= 0) return;
+#ifdef _OPENMP
+  int64_t threads = (n + grain - 1) / grain;
+  if (threads > omp_get_max_threads()) threads = omp_get_max_threads();
+  if (threads > 1 && !omp_in_parallel()) {
+#pragma omp parallel num_threads(static_cast<int>(threads))
+    {
+      const int64_t count = omp_get_num_threads();
+      const int64_t share = (n + count - 1) / count;
+      const int64_t begin = share * omp_get_thread_num();
+      if (begin < n) f(begin, begin + share < n ? begin + share : n);
+    }
+    return;
+  }
+#endif
+  f(0, n);
+}
+
+}  // namespace bnbx

@@ -1,0 +1,12 @@
+// What differs between a host and a device compiler.
+#pragma once
+
+#if defined(__CUDACC__) || defined(__HIPCC__)
+#define BNBX_HD __host__ __device__
+#else
+#define BNBX_HD
+#endif
+
+// Internal linkage, always: the same header is compiled with the flags of several instruction sets,
+// and a shared inline function would be kept once, perhaps in the copy that the machine cannot run.
+#define BNBX_INLINE BNBX_HD static inline

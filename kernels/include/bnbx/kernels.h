@@ -1,0 +1,116 @@
+// The interface that every backend implements: one function per operation.
+//
+// Pointers are to contiguous memory of the backend's device. Sizes are in elements. `stream` is the
+// device's queue (cudaStream_t, hipStream_t, sycl::queue*), null on a CPU. The binding has checked
+// every size before a pointer comes here; a kernel throws std::exception when it cannot run.
+// What each operation computes stands in src/bnbx/backends/reference.py.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "common/optimizers.h"
+
+namespace bnbx {
+
+using Stream = void*;
+
+enum class DType : int { kFloat32, kFloat16, kBFloat16 };
+enum class QuantType : int { kNF4, kFP4 };
+enum class OptimizerRule : int { kAdam };
+
+// Scales of a 4-bit tensor, one per block of `blocksize` elements: absmax[i], or, if absmax_8bit is
+// not null, absmax_code[absmax_8bit[i]] * absmax[i / absmax_blocksize] + *absmax_offset.
+struct BlockScales {
+  const float* absmax;
+  int64_t blocksize;
+  const uint8_t* absmax_8bit;
+  const float* absmax_code;    // 256 entries
+  const float* absmax_offset;  // 1 entry
+  int64_t absmax_blocksize;
+};
+
+// A bias of N entries in its own dtype; absent if `data` is null.
+struct Bias {
+  const void* data;
+  DType dtype;
+};
+
+// One parameter of an optimizer step. The states are float for 32-bit updates, uint8_t codes with
+// their absmax (one per 256 elements) for 8-bit updates.
+struct ParameterUpdate {
+  const void* g;
+  DType g_dtype;
+  void* p;
+  DType p_dtype;
+  void* state1;
+  void* state2;
+  float* absmax1;
+  float* absmax2;
+  int64_t numel;
+  int64_t step;  // counted from 1
+};
+
+// 4-bit: codes are packed two to a byte, the first in the high nibble.
+void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
+                   uint8_t* out, float* absmax, Stream stream);
+void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t blocksize,
+                     QuantType quant_type, void* out, DType dtype, Stream stream);
+// out (M, N) = A (M, K) times the transpose of B (N, K), plus bias (N, in A's dtype, or null).
+void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
+               const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
+               Stream stream);
+
+// Blockwise 8-bit: `code` is a codebook of 256 ascending entries.
+void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,
+                        int64_t blocksize, uint8_t* out, float* absmax, Stream stream);
+void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, const float* code,
+                          int64_t blocksize, void* out, DType dtype, Stream stream);
+
+// LLM.int8(): `outliers` has one byte per column, set to 1 where a column holds an outlier and 0
+// elsewhere; it is null when threshold is 0.
+void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t columns,
+                           float threshold, int8_t* out, float* stats, uint8_t* outliers,
+                           Stream stream);
+void int8_vectorwise_dequant(const int8_t* A, const float* stats, int64_t rows, int64_t columns,
+                             float* out, Stream stream);
+void int8_double_quant(const void* A, DType dtype, int64_t rows, int64_t columns, float threshold,
+                       int8_t* out_row, int8_t* out_col, float* row_stats, float* col_stats,
+                       uint8_t* outliers, Stream stream);
+// out (M, N) = A (M, K) times the transpose of B (N, K).
+void int8_linear_matmul(const int8_t* A, const int8_t* B, int64_t M, int64_t N, int64_t K,
+                        int32_t* out, Stream stream);
+void int8_mm_dequant(const int32_t* A, const float* row_stats, const float* col_stats, int64_t M,
+                     int64_t N, Bias bias, void* out, DType dtype, Stream stream);
+void int8_scaled_mm(const int8_t* A, const int8_t* B, int64_t M, int64_t N, int64_t K,
+                    const float* row_stats, const float* col_stats, Bias bias, void* out,
+                    DType dtype, Stream stream);
+// Adds the product of A's columns `outlier_cols` (indices below K) with B's, dequantized.
+void int8_mixed_scaled_mm(const void* A, DType dtype, const int8_t* CA, const int8_t* CB, int64_t M,
+                          int64_t N, int64_t K, const float* SCA, const float* SCB,
+                          const int64_t* outlier_cols, int64_t outlier_count, Bias bias, void* out,
+                          Stream stream);
+// The three steps in one. Workspace: codes (M, K), stats (M), outliers (K).
+void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const int8_t* CB,
+                 const float* SCB, float threshold, Bias bias, int8_t* codes, float* stats,
+                 uint8_t* outliers, void* out, Stream stream);
+
+// Optimizers: one call updates all parameters that share their hyperparameters.
+void optimizer_update_32bit(OptimizerRule rule, const std::vector<ParameterUpdate>& parameters,
+                            const Hyperparameters& hyperparameters, Stream stream);
+void optimizer_update_8bit_blockwise(OptimizerRule rule,
+                                     const std::vector<ParameterUpdate>& parameters,
+                                     const float* qmap1, const float* qmap2,
+                                     const Hyperparameters& hyperparameters, Stream stream);
+
+// The operations that this backend implements, by their names above; ".out" overloads included.
+std::vector<std::string> operations();
+
+// What the backend is: the instruction set (or toolkit) in use and those that could be.
+std::string isa();
+std::vector<std::string> available_isas();
+// Uses another instruction set from now on; throws std::invalid_argument if the machine lacks it.
+void select_isa(const std::string& name);
+
+}  // namespace bnbx

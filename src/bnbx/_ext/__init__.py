@@ -1,0 +1,1 @@
+"""Compiled bindings, one module per backend."""

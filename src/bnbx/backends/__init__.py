@@ -1,0 +1,93 @@
+"""Which kernels serve which device: loading the ``_ext`` modules, and why one did not load."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from bnbx import ops
+from bnbx.backends import reference
+from bnbx.backends.native import NativeBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """One backend as ``python -m bnbx`` shows it.
+
+    Attributes
+    ----------
+    name
+        Name of the ``_ext`` module without the underscore, or ``"reference"``.
+    device_type
+        The torch device type that it serves; ``"any"`` for the reference.
+    operations
+        Names of the operations that it implements. Empty if it is not loaded.
+    reason
+        Why it is not loaded; empty if it is.
+    details
+        What the module says about itself: the instruction set or toolkit chosen and available.
+    """
+
+    name: str
+    device_type: str
+    operations: tuple[str, ...]
+    reason: str = ""
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _without_outputs(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(kernel)
+    def call(_: Any, *args: Any, **kwargs: Any) -> Any:
+        return kernel(*args, **kwargs)
+
+    return call
+
+
+def _method(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _register_reference() -> Backend:
+    for name in ops.CONTRACTS:
+        kernel = getattr(reference, _method(name))
+        ops.register(name, _without_outputs(kernel), "CompositeExplicitAutograd")
+    return Backend("reference", "any", tuple(ops.CONTRACTS))
+
+
+def _no_stream(_: Tensor) -> int:
+    return 0
+
+
+def _load_cpu() -> Backend:
+    reason = ""
+    if os.environ.get("BNBX_REFERENCE") == "1":
+        return Backend("cpu", "cpu", (), "switched off by BNBX_REFERENCE=1")
+    try:
+        ext = importlib.import_module("bnbx._ext._cpu")
+        details = ext.describe()
+    except Exception as failure:  # noqa: BLE001 (whatever is wrong with it, the import must go on)
+        reason = f"{type(failure).__name__}: {failure}"
+        warnings.warn(
+            f"bnbx runs without its CPU kernels, slowly, because {reason}. "
+            "Reinstall bnbx or build it with `pip install .`; `python -m bnbx` shows details.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return Backend("cpu", "cpu", (), reason)
+    backend = NativeBackend(ext, _no_stream)
+    for name in ext.operations():
+        ops.register(name, getattr(backend, _method(name)), "CPU")
+    return Backend("cpu", "cpu", tuple(ext.operations()), details=details)
+
+
+#: Every backend of this installation, loaded or not.
+BACKENDS: tuple[Backend, ...] = (_load_cpu(), _register_reference())

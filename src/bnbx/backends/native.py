@@ -1,0 +1,438 @@
+"""Binds an ``_ext`` module, which speaks in pointers and sizes, to the operations of a device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bnbx.codebooks import QUANT_TYPES_4BIT
+from bnbx.ops import FLOAT_DTYPES, OPTIMIZERS, packed_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    from bnbx.ops import Int8Quantized
+
+#: The numbers of ``bnbx::DType``, ``bnbx::QuantType`` and ``bnbx::OptimizerRule``.
+DTYPES = {dtype: number for number, dtype in enumerate(FLOAT_DTYPES)}
+QUANT_TYPES = {name: number for number, name in enumerate(QUANT_TYPES_4BIT)}
+RULES = {name: number for number, name in enumerate(OPTIMIZERS)}
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _pointers(tensors: Sequence[Tensor]) -> list[int]:
+    return [t.data_ptr() for t in tensors]
+
+
+class NativeBackend:
+    """The kernels of one ``_ext`` module; a method an operation.
+
+    Each method takes the outputs that the contract has allocated, then the operation's arguments.
+
+    Parameters
+    ----------
+    ext
+        The compiled module.
+    stream_of
+        Returns the handle of the stream on which a tensor's work is queued; 0 on a CPU.
+    """
+
+    def __init__(self, ext: ModuleType, stream_of: Callable[[Tensor], int]) -> None:
+        self.ext: Any = ext
+        self.stream_of = stream_of
+
+    def quantize_4bit(
+        self,
+        outputs: tuple[Tensor, Tensor],
+        A: Tensor,
+        blocksize: int,
+        quant_type: str,
+        quant_storage: torch.dtype,
+    ) -> tuple[Tensor, Tensor]:
+        packed, absmax = outputs
+        A = A.contiguous()
+        used = packed_bytes(A.numel())
+        if used < packed.numel() * quant_storage.itemsize:
+            packed.view(torch.uint8).view(-1)[used:] = 0
+        self.ext.quantize_4bit(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            A.numel(),
+            blocksize,
+            QUANT_TYPES[quant_type],
+            packed.data_ptr(),
+            absmax.data_ptr(),
+            self.stream_of(A),
+        )
+        return outputs
+
+    def dequantize_4bit(
+        self,
+        out: Tensor,
+        A: Tensor,
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        A, absmax = A.contiguous(), absmax.contiguous()
+        self.ext.dequantize_4bit(
+            A.data_ptr(),
+            absmax.data_ptr(),
+            out.numel(),
+            blocksize,
+            QUANT_TYPES[quant_type],
+            out.data_ptr(),
+            DTYPES[dtype],
+            self.stream_of(A),
+        )
+        return out
+
+    def dequantize_4bit_out(self, _: None, *args: Any, out: Tensor) -> None:
+        self.dequantize_4bit(out, *args)
+
+    def gemm_4bit(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        absmax_blocksize: int = 256,
+    ) -> Tensor:
+        A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        if bias is not None:
+            bias = bias.contiguous()
+        if absmax_8bit is not None and absmax_code is not None:
+            absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+        N, K = shapeB
+        self.ext.gemm_4bit(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            A.numel() // K if K else out.numel() // max(N, 1),
+            N,
+            K,
+            B.data_ptr(),
+            absmax.data_ptr(),
+            blocksize,
+            QUANT_TYPES[quant_type],
+            _pointer(bias),
+            _pointer(absmax_8bit),
+            _pointer(absmax_code),
+            _pointer(absmax_offset),
+            absmax_blocksize,
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return out
+
+    def quantize_blockwise(
+        self, outputs: tuple[Tensor, Tensor], A: Tensor, code: Tensor, blocksize: int
+    ) -> tuple[Tensor, Tensor]:
+        codes, absmax = outputs
+        A, code = A.contiguous(), code.contiguous()
+        self.ext.quantize_blockwise(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            A.numel(),
+            code.data_ptr(),
+            blocksize,
+            codes.data_ptr(),
+            absmax.data_ptr(),
+            self.stream_of(A),
+        )
+        return outputs
+
+    def dequantize_blockwise(
+        self,
+        out: Tensor,
+        A: Tensor,
+        absmax: Tensor,
+        code: Tensor,
+        blocksize: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        A, absmax, code = A.contiguous(), absmax.contiguous(), code.contiguous()
+        self.ext.dequantize_blockwise(
+            A.data_ptr(),
+            absmax.data_ptr(),
+            A.numel(),
+            code.data_ptr(),
+            blocksize,
+            out.data_ptr(),
+            DTYPES[dtype],
+            self.stream_of(A),
+        )
+        return out
+
+    def dequantize_blockwise_out(self, _: None, *args: Any, out: Tensor) -> None:
+        self.dequantize_blockwise(out, *args)
+
+    def int8_vectorwise_quant(
+        self, outputs: Int8Quantized, A: Tensor, threshold: float = 0.0
+    ) -> Int8Quantized:
+        codes, stats, mask = outputs
+        A = A.contiguous()
+        self.ext.int8_vectorwise_quant(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            *A.shape,
+            threshold,
+            codes.data_ptr(),
+            stats.data_ptr(),
+            _pointer(mask),
+            self.stream_of(A),
+        )
+        return codes, stats, None if mask is None else mask.nonzero().view(-1)
+
+    def int8_vectorwise_dequant(self, out: Tensor, A: Tensor, stats: Tensor) -> Tensor:
+        A, stats = A.contiguous(), stats.contiguous()
+        self.ext.int8_vectorwise_dequant(
+            A.data_ptr(),
+            stats.data_ptr(),
+            stats.numel(),
+            A.shape[-1],
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return out
+
+    def int8_double_quant(
+        self,
+        outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+        A: Tensor,
+        threshold: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+        rows, columns, row_stats, col_stats, mask = outputs
+        A = A.contiguous()
+        self.ext.int8_double_quant(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            *A.shape,
+            threshold,
+            rows.data_ptr(),
+            columns.data_ptr(),
+            row_stats.data_ptr(),
+            col_stats.data_ptr(),
+            _pointer(mask),
+            self.stream_of(A),
+        )
+        outliers = None if mask is None else mask.nonzero().view(-1)
+        return rows, columns, row_stats, col_stats, outliers
+
+    def int8_linear_matmul(self, out: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        A, B = A.contiguous(), B.contiguous()
+        N, K = B.shape
+        self.ext.int8_linear_matmul(
+            A.data_ptr(),
+            B.data_ptr(),
+            out.numel() // max(N, 1),
+            N,
+            K,
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return out
+
+    def int8_linear_matmul_out(self, _: None, A: Tensor, B: Tensor, *, out: Tensor) -> None:
+        self.int8_linear_matmul(out, A, B)
+
+    def int8_mm_dequant(
+        self,
+        out: Tensor,
+        A: Tensor,
+        row_stats: Tensor,
+        col_stats: Tensor,
+        dtype: torch.dtype | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        A, row_stats, col_stats = A.contiguous(), row_stats.contiguous(), col_stats.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        self.ext.int8_mm_dequant(
+            A.data_ptr(),
+            row_stats.data_ptr(),
+            col_stats.data_ptr(),
+            row_stats.numel(),
+            col_stats.numel(),
+            _pointer(bias),
+            0 if bias is None else DTYPES[bias.dtype],
+            out.data_ptr(),
+            DTYPES[out.dtype],
+            self.stream_of(A),
+        )
+        return out
+
+    def int8_scaled_mm(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        row_stats: Tensor,
+        col_stats: Tensor,
+        bias: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        A, B = A.contiguous(), B.contiguous()
+        row_stats, col_stats = row_stats.contiguous(), col_stats.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        self.ext.int8_scaled_mm(
+            A.data_ptr(),
+            B.data_ptr(),
+            row_stats.numel(),
+            *B.shape,
+            row_stats.data_ptr(),
+            col_stats.data_ptr(),
+            _pointer(bias),
+            0 if bias is None else DTYPES[bias.dtype],
+            out.data_ptr(),
+            DTYPES[out.dtype],
+            self.stream_of(A),
+        )
+        return out
+
+    def int8_mixed_scaled_mm(
+        self,
+        outputs: tuple[Tensor, Tensor | None],
+        A: Tensor,
+        CA: Tensor,
+        CB: Tensor,
+        SCA: Tensor,
+        SCB: Tensor,
+        outlier_cols: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        out, columns = outputs
+        A, CA, CB = A.contiguous(), CA.contiguous(), CB.contiguous()
+        SCA, SCB = SCA.contiguous(), SCB.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        if columns is not None and outlier_cols is not None:
+            torch.index_select(A, 1, outlier_cols, out=columns)  # raises on an index out of range
+            outlier_cols = outlier_cols.contiguous()
+        self.ext.int8_mixed_scaled_mm(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            CA.data_ptr(),
+            CB.data_ptr(),
+            CA.shape[0],
+            *CB.shape,
+            SCA.data_ptr(),
+            SCB.data_ptr(),
+            _pointer(outlier_cols),
+            0 if outlier_cols is None else outlier_cols.numel(),
+            _pointer(bias),
+            0 if bias is None else DTYPES[bias.dtype],
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return outputs
+
+    def int8_linear(
+        self,
+        out: Tensor,
+        A: Tensor,
+        CB: Tensor,
+        SCB: Tensor,
+        threshold: float = 0.0,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        A, CB, SCB = A.contiguous(), CB.contiguous(), SCB.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        N, K = CB.shape
+        M = out.numel() // max(N, 1)
+        codes = torch.empty((M, K), dtype=torch.int8, device=A.device)
+        stats = torch.empty(M, dtype=torch.float32, device=A.device)
+        mask = torch.empty(K, dtype=torch.bool, device=A.device)
+        self.ext.int8_linear(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            M,
+            N,
+            K,
+            CB.data_ptr(),
+            SCB.data_ptr(),
+            threshold,
+            _pointer(bias),
+            0 if bias is None else DTYPES[bias.dtype],
+            codes.data_ptr(),
+            stats.data_ptr(),
+            mask.data_ptr(),
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return out
+
+    def optimizer_update_32bit(
+        self,
+        _: None,
+        optimizer_name: str,
+        g: Sequence[Tensor],
+        p: Sequence[Tensor],
+        state1: Sequence[Tensor],
+        state2: Sequence[Tensor],
+        step: Sequence[int],
+        *hyperparameters: float,
+    ) -> None:
+        g = [t.contiguous() for t in g]
+        if p:
+            self.ext.optimizer_update_32bit(
+                RULES[optimizer_name],
+                _pointers(g),
+                [DTYPES[t.dtype] for t in g],
+                _pointers(p),
+                [DTYPES[t.dtype] for t in p],
+                _pointers(state1),
+                _pointers(state2),
+                [t.numel() for t in p],
+                list(step),
+                hyperparameters,
+                self.stream_of(p[0]),
+            )
+
+    def optimizer_update_8bit_blockwise(
+        self,
+        _: None,
+        optimizer_name: str,
+        g: Sequence[Tensor],
+        p: Sequence[Tensor],
+        state1: Sequence[Tensor],
+        state2: Sequence[Tensor],
+        qmap1: Tensor,
+        qmap2: Tensor,
+        absmax1: Sequence[Tensor],
+        absmax2: Sequence[Tensor],
+        step: Sequence[int],
+        *hyperparameters: float,
+    ) -> None:
+        g = [t.contiguous() for t in g]
+        qmap1, qmap2 = qmap1.contiguous(), qmap2.contiguous()
+        if p:
+            self.ext.optimizer_update_8bit_blockwise(
+                RULES[optimizer_name],
+                _pointers(g),
+                [DTYPES[t.dtype] for t in g],
+                _pointers(p),
+                [DTYPES[t.dtype] for t in p],
+                _pointers(state1),
+                _pointers(state2),
+                qmap1.data_ptr(),
+                qmap2.data_ptr(),
+                _pointers(absmax1),
+                _pointers(absmax2),
+                [t.numel() for t in p],
+                list(step),
+                hyperparameters,
+                self.stream_of(p[0]),
+            )

@@ -1,0 +1,347 @@
+"""Every operation in plain PyTorch: the oracle of the tests and what a device without kernels runs.
+
+The functions have the names and arguments of the contracts in ``bnbx.ops``; here stands what an
+operation means, in as few lines as it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bnbx.codebooks import get_4bit_type
+from bnbx.ops import OPTIMIZER_BLOCKSIZE, packed_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bnbx.ops import Int8Quantized
+
+#: Scales below these are not inverted, so that a block of denormals stays finite.
+SMALLEST_ABSMAX = 1e-38
+SMALLEST_ROW_ABSMAX = 1e-36
+
+
+def _in_blocks(values: Tensor, blocksize: int) -> Tensor:
+    """Return the flattened values as float32 rows of ``blocksize``, zeros filling the last one."""
+    flat = values.reshape(-1).float()
+    return torch.nn.functional.pad(flat, (0, -flat.numel() % blocksize)).view(-1, blocksize)
+
+
+def _absmax(blocks: Tensor) -> Tensor:
+    """Return the largest magnitude of each row; NaN if the row holds a NaN or an infinity."""
+    absmax = blocks.abs().amax(dim=1)
+    return torch.where(absmax.isfinite(), absmax, math.nan)
+
+
+def _nearest(values: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    """Return the index of the nearest entry of the ascending ``code`` for each value, and absmax.
+
+    A value half-way between two entries takes the lower one. Blocks that are not finite get index 0.
+    """
+    blocks = _in_blocks(values, blocksize)
+    absmax = _absmax(blocks)
+    scaled = blocks * absmax.clamp(min=SMALLEST_ABSMAX).reciprocal().unsqueeze(1)
+    index = torch.bucketize(scaled.clamp(-1, 1), (code[:-1] + code[1:]) / 2)
+    index = index.masked_fill(absmax.isnan().unsqueeze(1), 0)
+    return index.view(-1)[: values.numel()], absmax
+
+
+def _scaled(values: Tensor, absmax: Tensor, blocksize: int) -> Tensor:
+    """Return the flat float32 ``values`` times the absmax of their block."""
+    return values * absmax.repeat_interleave(blocksize)[: values.numel()]
+
+
+def quantize_4bit(
+    A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    table = get_4bit_type(quant_type, A.device)
+    order = table.argsort(stable=True)
+    values = torch.nn.functional.pad(A.reshape(-1), (0, A.numel() % 2))  # an odd last value: 0
+    index, absmax = _nearest(values, table[order], blocksize)
+    finite = _scaled(torch.ones_like(index), absmax, blocksize).isfinite()
+    codes = order[index].where(finite, 0).to(torch.uint8)
+    packed = codes[0::2] << 4 | codes[1::2]
+    packed = torch.nn.functional.pad(packed, (0, -packed.numel() % quant_storage.itemsize))
+    return packed.view(quant_storage).unsqueeze(1), absmax
+
+
+def dequantize_4bit(
+    A: Tensor,
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    numel = math.prod(shape)
+    packed = A.contiguous().view(-1).view(torch.uint8)[: packed_bytes(numel)]
+    codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[:numel]
+    values = get_4bit_type(quant_type, A.device)[codes.int()]
+    return _scaled(values, absmax, blocksize).view(tuple(shape)).to(dtype)
+
+
+def dequantize_4bit_out(
+    A: Tensor,
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    out: Tensor,
+) -> None:
+    out.copy_(dequantize_4bit(A, absmax, blocksize, quant_type, shape, dtype))
+
+
+def gemm_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    if absmax_8bit is not None:
+        assert absmax_code is not None and absmax_offset is not None  # noqa: PT018, S101 (checked)
+        absmax = _scaled(absmax_code[absmax_8bit.view(-1).int()], absmax, absmax_blocksize)
+        absmax = absmax + absmax_offset
+    weight = dequantize_4bit(B, absmax, blocksize, quant_type, shapeB, A.dtype)
+    return torch.nn.functional.linear(A, weight, bias)
+
+
+def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    index, absmax = _nearest(A, code, blocksize)
+    return index.to(torch.uint8).view(A.shape), absmax
+
+
+def dequantize_blockwise(
+    A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype
+) -> Tensor:
+    values = code[A.reshape(-1).int()]
+    return _scaled(values, absmax, blocksize).view(A.shape).to(dtype)
+
+
+def dequantize_blockwise_out(
+    A: Tensor, absmax: Tensor, code: Tensor, blocksize: int, dtype: torch.dtype, *, out: Tensor
+) -> None:
+    out.copy_(dequantize_blockwise(A, absmax, code, blocksize, dtype))
+
+
+def _round_to_int8(values: Tensor, absmax: Tensor) -> Tensor:
+    codes = (values * (absmax.clamp(min=SMALLEST_ROW_ABSMAX).reciprocal() * 127.0)).round()
+    return codes.nan_to_num(0.0).to(torch.int8)
+
+
+def _without_outliers(A: Tensor, threshold: float) -> tuple[Tensor, Tensor | None]:
+    """Return A in float32 with outliers set to zero, and which columns hold one (None at 0)."""
+    values = A.float()
+    if threshold <= 0.0:
+        return values, None
+    outliers = values.abs() >= threshold
+    return values.masked_fill(outliers, 0.0), outliers.any(dim=0)
+
+
+def _stats(values: Tensor, dim: int) -> Tensor:
+    if values.shape[dim] == 0:
+        return values.sum(dim)  # zeros: the maximum of nothing is not defined
+    absmax = values.abs().amax(dim=dim)
+    return torch.where(absmax.isfinite(), absmax, math.nan)
+
+
+def int8_vectorwise_quant(A: Tensor, threshold: float = 0.0) -> Int8Quantized:
+    values, outliers = _without_outliers(A, threshold)
+    stats = _stats(values, dim=1)
+    codes = _round_to_int8(values, stats.unsqueeze(1))
+    if outliers is None:
+        return codes, stats, None
+    return codes.masked_fill(outliers, 0), stats, outliers.nonzero().view(-1)
+
+
+def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
+    return A * (stats.view(*A.shape[:-1], 1) / 127.0)
+
+
+def int8_double_quant(
+    A: Tensor, threshold: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    rows, row_stats, outliers = int8_vectorwise_quant(A, threshold)
+    values, _ = _without_outliers(A, threshold)
+    col_stats = _stats(values, dim=0)
+    return rows, _round_to_int8(values, col_stats), row_stats, col_stats, outliers
+
+
+def int8_linear_matmul(A: Tensor, B: Tensor) -> Tensor:
+    # float64 holds every sum of int8 products exactly, on any device that has it.
+    wide = torch.float32 if A.device.type == "mps" else torch.float64
+    return (A.to(wide) @ B.to(wide).t()).to(torch.int32)
+
+
+def int8_linear_matmul_out(A: Tensor, B: Tensor, *, out: Tensor) -> None:
+    out.copy_(int8_linear_matmul(A, B))
+
+
+def int8_mm_dequant(
+    A: Tensor,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    dtype: torch.dtype | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    scale = row_stats.view(*A.shape[:-1], 1) * col_stats.view(-1) / 127.0**2
+    out = A * scale
+    if bias is not None:
+        out = out + bias.float()
+    return out.to(dtype or torch.float16)
+
+
+def int8_scaled_mm(
+    A: Tensor,
+    B: Tensor,
+    row_stats: Tensor,
+    col_stats: Tensor,
+    bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    return int8_mm_dequant(int8_linear_matmul(A, B), row_stats, col_stats, dtype, bias)
+
+
+def int8_mixed_scaled_mm(
+    A: Tensor,
+    CA: Tensor,
+    CB: Tensor,
+    SCA: Tensor,
+    SCB: Tensor,
+    outlier_cols: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    out = int8_scaled_mm(CA, CB, SCA, SCB, bias, torch.float32)
+    columns = None
+    if outlier_cols is not None:
+        columns = A[:, outlier_cols]
+        weight = int8_vectorwise_dequant(CB[:, outlier_cols], SCB)
+        out = out + columns.float() @ weight.t()
+    return out.to(A.dtype), columns
+
+
+def int8_linear(
+    A: Tensor, CB: Tensor, SCB: Tensor, threshold: float = 0.0, bias: Tensor | None = None
+) -> Tensor:
+    rows = A.reshape(math.prod(A.shape[:-1]), A.shape[-1])
+    CA, SCA, outlier_cols = int8_vectorwise_quant(rows, threshold)
+    out, _ = int8_mixed_scaled_mm(rows, CA, CB, SCA, SCB, outlier_cols, bias)
+    return out.view(*A.shape[:-1], CB.shape[0])
+
+
+def _adam(
+    g: Tensor,
+    p: Tensor,
+    m: Tensor,
+    v: Tensor,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loshchilov & Hutter 2019, algorithm 2: the decay acts on the parameter, for Adam as well."""
+    m = m * beta1 + (1.0 - beta1) * g
+    v = v * beta2 + (1.0 - beta2) * g * g
+    denominator = (v / (1.0 - beta2**step)).sqrt() + eps
+    p = p * (1.0 - lr * weight_decay) - lr / (1.0 - beta1**step) * m / denominator
+    return p, m, v
+
+
+def optimizer_update_32bit(
+    optimizer_name: str,
+    g: Sequence[Tensor],
+    p: Sequence[Tensor],
+    state1: Sequence[Tensor],
+    state2: Sequence[Tensor],
+    step: Sequence[int],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    beta3: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    gnorm_scale: float = 1.0,
+    skip_zeros: bool = False,
+) -> None:
+    for i, parameter in enumerate(p):
+        gradient = g[i].float() * gnorm_scale
+        new = _adam(
+            gradient,
+            parameter.float(),
+            state1[i],
+            state2[i],
+            step[i],
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        )
+        kept = gradient == 0.0 if skip_zeros else None
+        for old, value in zip((parameter, state1[i], state2[i]), new, strict=True):
+            old.copy_(value if kept is None else torch.where(kept, old, value.to(old.dtype)))
+
+
+def optimizer_update_8bit_blockwise(
+    optimizer_name: str,
+    g: Sequence[Tensor],
+    p: Sequence[Tensor],
+    state1: Sequence[Tensor],
+    state2: Sequence[Tensor],
+    qmap1: Tensor,
+    qmap2: Tensor,
+    absmax1: Sequence[Tensor],
+    absmax2: Sequence[Tensor],
+    step: Sequence[int],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    beta3: float,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    gnorm_scale: float = 1.0,
+    skip_zeros: bool = False,
+) -> None:
+    for i, parameter in enumerate(p):
+        quantized = ((state1[i], absmax1[i], qmap1), (state2[i], absmax2[i], qmap2))
+        states = [
+            dequantize_blockwise(codes, absmax, qmap, OPTIMIZER_BLOCKSIZE, torch.float32)
+            for codes, absmax, qmap in quantized
+        ]
+        optimizer_update_32bit(
+            optimizer_name,
+            [g[i]],
+            [parameter],
+            [states[0]],
+            [states[1]],
+            [step[i]],
+            lr,
+            beta1,
+            beta2,
+            beta3,
+            alpha,
+            eps,
+            weight_decay,
+            gnorm_scale,
+            skip_zeros,
+        )
+        for (codes, absmax, qmap), state in zip(quantized, states, strict=True):
+            new_codes, new_absmax = quantize_blockwise(state, qmap, OPTIMIZER_BLOCKSIZE)
+            codes.copy_(new_codes)
+            absmax.copy_(new_absmax)
