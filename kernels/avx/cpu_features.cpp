@@ -8,6 +8,10 @@
 #else
 #include <cpuid.h>
 #endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace bnbx {
 namespace {
@@ -16,15 +20,15 @@ struct Registers {
   uint32_t eax, ebx, ecx, edx;
 };
 
-Registers cpuid(uint32_t leaf) {
+Registers cpuid(uint32_t leaf, uint32_t subleaf = 0) {
   Registers r = {0, 0, 0, 0};
 #ifdef _MSC_VER
   int values[4];
-  __cpuidex(values, static_cast<int>(leaf), 0);
+  __cpuidex(values, static_cast<int>(leaf), static_cast<int>(subleaf));
   r = {static_cast<uint32_t>(values[0]), static_cast<uint32_t>(values[1]),
        static_cast<uint32_t>(values[2]), static_cast<uint32_t>(values[3])};
 #else
-  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
 #endif
   return r;
 }
@@ -43,6 +47,16 @@ uint64_t saved_states() {
 #endif
 }
 
+// Linux saves the tile registers of a process that has asked for them, once.
+bool tiles_are_permitted() {
+#ifdef __linux__
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return (saved_states() & 0x60000) == 0x60000;
+#endif
+}
+
 }  // namespace
 
 bool cpu_has_avx2() {
@@ -56,6 +70,18 @@ bool cpu_has_avx512() {
   const uint32_t ebx = cpuid(7).ebx;
   const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
   return cpu_has_avx2() && f && dq && bw && vl && (saved_states() & 0xe6) == 0xe6;
+}
+
+bool cpu_has_avx512bf16() {
+  const uint32_t ecx = cpuid(7).ecx;
+  const bool vbmi = bit(ecx, 1), vnni = bit(ecx, 11), bf16 = bit(cpuid(7, 1).eax, 5);
+  return cpu_has_avx512() && vbmi && vnni && bf16;
+}
+
+bool cpu_has_amx() {
+  const uint32_t edx = cpuid(7).edx;
+  const bool bf16 = bit(edx, 22), tile = bit(edx, 24), int8 = bit(edx, 25);
+  return cpu_has_avx512bf16() && bf16 && tile && int8 && tiles_are_permitted();
 }
 
 }  // namespace bnbx

@@ -5,7 +5,7 @@
 #include "avx/quantize_4bit.h"
 #include "avx/sweep.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 // Scale of block i; see BlockScales.
 static inline float scale_of(const BlockScales& scales, int64_t i) {
@@ -52,4 +52,4 @@ void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t b
   });
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

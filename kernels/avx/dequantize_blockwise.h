@@ -4,7 +4,7 @@
 #include "avx/parallel.h"
 #include "avx/sweep.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 template <class V, class T>
 static inline void dequantize_blockwise_block(const uint8_t* A, float absmax, int64_t n,
@@ -30,4 +30,4 @@ void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, cons
   });
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

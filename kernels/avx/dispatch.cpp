@@ -19,6 +19,8 @@ struct Implementation {
 // In order of preference.
 const Implementation kImplementations[] = {
 #ifdef BNBX_X86
+    {"amx", &cpu_has_amx, &amx::kTable},
+    {"avx512bf16", &cpu_has_avx512bf16, &avx512bf16::kTable},
     {"avx512", &cpu_has_avx512, &avx512::kTable},
     {"avx2", &cpu_has_avx2, &avx2::kTable},
 #endif

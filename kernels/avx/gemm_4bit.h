@@ -8,7 +8,7 @@
 #include "avx/parallel.h"
 #include "avx/sweep.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 static constexpr int kTileColumns = 4;    // rows of B, columns of the output, in one tile
 static constexpr int64_t kDepth = 1024;  // elements of a row decoded at a time: 16 KiB a tile
@@ -82,4 +82,4 @@ void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, cons
   });
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

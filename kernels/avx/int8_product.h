@@ -9,7 +9,7 @@
 #include "avx/parallel.h"
 #include "avx/sweep.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 static constexpr int kInt8TileColumns = 4;
 
@@ -159,4 +159,4 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                           static_cast<int64_t>(outlier_cols.size()), bias, out, stream);
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

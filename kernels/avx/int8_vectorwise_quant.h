@@ -7,7 +7,7 @@
 #include "avx/sweep.h"
 #include "common/codebooks.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 // Rounded twice, as torch divides a number by a tensor, so that codes equal the reference's.
 static inline float inverse_of_row(float absmax) {
@@ -144,4 +144,4 @@ void int8_double_quant(const void* A, DType dtype, int64_t rows, int64_t columns
   });
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

@@ -5,7 +5,7 @@
 namespace bnbx {
 namespace avx2 {
 
-extern const KernelTable kTable = table_of<Vec>();
+extern const KernelTable kTable = cpu::table_of<Vec>();
 
 }  // namespace avx2
 }  // namespace bnbx

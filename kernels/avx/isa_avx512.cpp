@@ -5,7 +5,8 @@
 namespace bnbx {
 namespace avx512 {
 
-extern const KernelTable kTable = table_of<Vec>();
+struct Base;
+extern const KernelTable kTable = cpu::table_of<Vec<Base>>();
 
 }  // namespace avx512
 }  // namespace bnbx

@@ -1,18 +1,17 @@
 // Every kernel, as templates over a vector vocabulary, and the table of them for one vocabulary.
 #pragma once
 
-#include "avx/kernel_table.h"  // first: its names are still the plain functions of the interface
-
 #include "avx/dequantize_4bit.h"
 #include "avx/dequantize_blockwise.h"
 #include "avx/gemm_4bit.h"
 #include "avx/int8_product.h"
 #include "avx/int8_vectorwise_quant.h"
+#include "avx/kernel_table.h"
 #include "avx/optimizer_update.h"
 #include "avx/quantize_4bit.h"
 #include "avx/quantize_blockwise.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 // Every kernel of the vocabulary V.
 template <class V>
@@ -36,4 +35,4 @@ static constexpr KernelTable table_of() {
   };
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

@@ -11,7 +11,7 @@
 #include "common/codebooks.h"
 #include "common/optimizers.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 static constexpr int64_t kChunk = 16 * kOptimizerBlocksize;
 
@@ -126,4 +126,4 @@ void optimizer_update_8bit_blockwise(OptimizerRule rule,
   });
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

@@ -8,7 +8,7 @@
 #include <omp.h>
 #endif
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 // Calls f(begin, end) on ranges that cover [0, n), one range a thread, none shorter than `grain`
 // unless n is. f must not throw.
@@ -32,4 +32,4 @@ static inline void parallel_for(int64_t n, int64_t grain, Function&& f) {
   f(0, n);
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

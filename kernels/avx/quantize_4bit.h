@@ -5,7 +5,7 @@
 #include "avx/sweep.h"
 #include "common/codebooks.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 static inline const Codebook4& codebook(QuantType quant_type) {
   return quant_type == QuantType::kNF4 ? kNF4 : kFP4;
@@ -70,4 +70,4 @@ void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, Qua
   });
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

@@ -8,7 +8,7 @@
 #include "avx/sweep.h"
 #include "common/codebooks.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 // Finds the nearest entry for values in [-1, 1]. The top bits of a value (sign, exponent, six bits
 // of fraction) select a cell, whose first candidate is known beforehand; the boundaries that fall
@@ -109,4 +109,4 @@ void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code
   });
 }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

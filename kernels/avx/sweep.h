@@ -8,7 +8,7 @@
 #include "bnbx/kernels.h"
 #include "common/types.h"
 
-namespace bnbx {
+namespace bnbx::cpu {
 
 // Calls f with a value of the element type that `dtype` names.
 template <class Function>
@@ -127,4 +127,4 @@ static inline float larger(float a, float b) { return a > b ? a : b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-}  // namespace bnbx
+}  // namespace bnbx::cpu

@@ -33,6 +33,8 @@ static inline I32 operator-(I32 a, I32 b) { return _mm512_sub_epi32(a.v, b.v); }
 static inline I32 operator|(I32 a, I32 b) { return _mm512_or_si512(a.v, b.v); }
 static inline F32 sqrt(F32 a) { return _mm512_sqrt_ps(a.v); }
 
+// `Isa` only gives the functions a name of their own for each file that is compiled with other flags.
+template <class Isa>
 struct Vec {
   using F32 = avx512::F32;
   using I32 = avx512::I32;

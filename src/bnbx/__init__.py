@@ -1,1 +1,20 @@
-"""k-bit quantization for PyTorch: 8-bit optimizers, LLM.int8() and NF4/FP4 QLoRA."""
+"""k-bit quantization for PyTorch: 8-bit optimizers, LLM.int8() and NF4/FP4 QLoRA.
+
+The names are those of bitsandbytes: ``import bnbx as bnb``.
+"""
+
+import bnbx.backends  # noqa: F401 (registers the kernels before anything can call them)
+from bnbx import functional, optim, utils
+from bnbx.autograd import MatmulLtState, matmul, matmul_4bit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MatmulLtState",
+    "__version__",
+    "functional",
+    "matmul",
+    "matmul_4bit",
+    "optim",
+    "utils",
+]

@@ -1,0 +1,75 @@
+"""The report behind ``bnbx info``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+import bnbx
+from bnbx import ops
+from bnbx.backends import BACKENDS
+
+
+def collect() -> dict[str, Any]:
+    """Return versions, backends and the table of operations, as plain JSON values."""
+    environment = {key: os.environ[key] for key in sorted(os.environ) if key.startswith("BNBX_")}
+    return {
+        "bnbx": bnbx.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cuda": torch.version.cuda,
+        "hip": torch.version.hip,
+        "threads": torch.get_num_threads(),
+        "environment": environment,
+        "backends": [
+            {
+                "name": backend.name,
+                "device": backend.device_type,
+                "loaded": not backend.reason,
+                "reason": backend.reason,
+                **backend.details,
+            }
+            for backend in BACKENDS
+        ],
+        "operations": {
+            name: [backend.name for backend in BACKENDS if name in backend.operations]
+            for name in ops.CONTRACTS
+        },
+    }
+
+
+def _backend_line(backend: dict[str, Any]) -> str:
+    line = f"  {backend['name']:<10} device {backend['device']:<5}"
+    if not backend["loaded"]:
+        return f"{line} not loaded: {backend['reason']}"
+    line += " loaded"
+    if "isa" in backend:
+        line += f", {backend['isa']} (available: {', '.join(backend['available_isas'])})"
+    return line
+
+
+def render(report: dict[str, Any]) -> str:
+    """Return the report as text for a terminal."""
+    names = [backend["name"] for backend in report["backends"]]
+    width = max(map(len, report["operations"]))
+    lines = [
+        f"bnbx {report['bnbx']}, torch {report['torch']}, numpy {report['numpy']}, "
+        f"Python {report['python']}",
+        f"{report['platform']}, {report['threads']} threads",
+        *(f"{key}={value}" for key, value in report["environment"].items()),
+        "",
+        "Backends",
+        *(_backend_line(backend) for backend in report["backends"]),
+        "",
+        f"{'Operations':<{width + 2}}" + "".join(f"{name:>11}" for name in names),
+    ]
+    for operation, implemented in report["operations"].items():
+        marks = "".join(f"{'yes' if name in implemented else '-':>11}" for name in names)
+        lines.append(f"  {operation:<{width}}{marks}")
+    return "\n".join(lines)

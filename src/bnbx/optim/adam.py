@@ -1,0 +1,102 @@
+"""Adam."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bnbx.optim.optimizer import KbitOptimizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim.optimizer import ParamsT
+
+
+class Adam(KbitOptimizer, rule="adam"):
+    """Adam with states of 8 or 32 bits.
+
+    Weight decay is decoupled: it acts on the parameter and not through the gradient, as in AdamW
+    and in the Adam of bitsandbytes. ``torch.optim.Adam`` differs when ``weight_decay`` is not 0.
+
+    Parameters
+    ----------
+    params
+        Parameters or groups of them. A group may have its own value for any setting below, and for
+        ``optim_bits``, ``min_8bit_size`` and ``skip_zeros`` too.
+    lr
+        Learning rate; a tensor with one element is read at each step.
+    betas
+        Decay rates of the two moments, in [0, 1). A string such as ``"(0.9, 0.999)"`` is parsed.
+    eps
+        Added to the denominator.
+    weight_decay
+        Share of the parameter, times ``lr``, that is taken away in each step.
+    amsgrad, is_paged
+        Not supported yet: False.
+    optim_bits
+        8 or 32. The classes with a number in their name take only the default and use theirs.
+    args
+        An object whose attributes ``optim_bits``, ``min_8bit_size``, ``skip_zeros``... go before
+        the arguments of the same name.
+    min_8bit_size
+        Parameters with fewer elements get 32-bit states.
+    percentile_clipping, block_wise
+        Taken for programs written for old releases of bitsandbytes; 100 and True are supported.
+    skip_zeros
+        Leave parameter and state alone where the gradient is exactly 0.
+
+    Raises
+    ------
+    ValueError
+        If an argument has a value that is not supported.
+
+    Notes
+    -----
+    The state of a parameter is ``step``, ``state1`` and ``state2`` (the two moments, of the
+    parameter's shape, uint8 or float32) and with 8 bits ``absmax1``, ``absmax2`` (float32, one per
+    256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries).
+
+    References
+    ----------
+    Kingma & Ba 2015, "Adam", algorithm 1; Dettmers et al. 2022, "8-bit Optimizers via Block-wise
+    Quantization", section 2.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] | str = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        optim_bits: int = 32,
+        args: Any = None,
+        min_8bit_size: int = 4096,
+        is_paged: bool = False,
+        *,
+        percentile_clipping: int = 100,
+        block_wise: bool = True,
+        skip_zeros: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            {
+                "amsgrad": amsgrad,
+                "optim_bits": optim_bits,
+                "min_8bit_size": min_8bit_size,
+                "is_paged": is_paged,
+                "percentile_clipping": percentile_clipping,
+                "block_wise": block_wise,
+                "skip_zeros": skip_zeros,
+            },
+            args,
+        )
+
+
+class Adam8bit(Adam, bits=8):
+    """Adam with 8-bit states; the arguments are those of :class:`Adam`."""
+
+
+class Adam32bit(Adam, bits=32):
+    """Adam with 32-bit states; the arguments are those of :class:`Adam`."""

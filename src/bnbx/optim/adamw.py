@@ -1,0 +1,63 @@
+"""AdamW."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bnbx.optim.adam import Adam
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim.optimizer import ParamsT
+
+
+class AdamW(Adam):
+    """AdamW with states of 8 or 32 bits: :class:`Adam`, with weight decay by default.
+
+    The arguments are those of :class:`Adam`.
+
+    References
+    ----------
+    Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] | str = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        optim_bits: int = 32,
+        args: Any = None,
+        min_8bit_size: int = 4096,
+        is_paged: bool = False,
+        *,
+        percentile_clipping: int = 100,
+        block_wise: bool = True,
+        skip_zeros: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            optim_bits,
+            args,
+            min_8bit_size,
+            is_paged,
+            percentile_clipping=percentile_clipping,
+            block_wise=block_wise,
+            skip_zeros=skip_zeros,
+        )
+
+
+class AdamW8bit(AdamW, bits=8):
+    """AdamW with 8-bit states; the arguments are those of :class:`Adam`."""
+
+
+class AdamW32bit(AdamW, bits=32):
+    """AdamW with 32-bit states; the arguments are those of :class:`Adam`."""

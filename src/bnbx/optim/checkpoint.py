@@ -1,0 +1,149 @@
+"""Reading saved states of optimizers: everything is checked and copied before anything is used."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bnbx.ops import error
+from bnbx.optim.settings import checked
+from bnbx.optim.state import WRAPPER, TensorSpec, local, tensor_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Groups = list[dict[str, Any]]
+States = dict[Tensor, dict[str, Any]]
+
+
+def read_groups(groups: Groups, saved_groups: Any) -> Groups:
+    """Return the optimizer's ``groups`` with the settings of the saved ones.
+
+    Raises
+    ------
+    ValueError
+        If the number of groups or of parameters in one differs, or if a setting is not supported.
+    """
+    where = "state_dict['param_groups']"
+    if not isinstance(saved_groups, list):
+        raise error(where, "a list", type(saved_groups).__name__)
+    if len(saved_groups) != len(groups):
+        raise error(where, f"{len(groups)} groups, as the optimizer has", len(saved_groups))
+    return [
+        _read_group(f"{where}[{number}]", group, saved)
+        for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))
+    ]
+
+
+def _read_group(where: str, group: dict[str, Any], saved: Any) -> dict[str, Any]:
+    if not isinstance(saved, dict) or not isinstance(saved.get("params"), list):
+        raise error(where, "a dict with a list 'params'", repr(saved))
+    count = len(group["params"])
+    if len(saved["params"]) != count:
+        expected = f"{count} parameters, as the optimizer's group has"
+        raise error(f"{where}['params']", expected, len(saved["params"]))
+    settings = {key: value for key, value in saved.items() if key != "params"}
+    settings = {key: checked(key, value, f"{where}.") for key, value in settings.items()}
+    return {**group, **copy.deepcopy(settings)}
+
+
+def read_states(
+    groups: Groups, saved_groups: Groups, saved_states: Any, states: int, move_to_device: bool
+) -> States:
+    """Return copies of the saved states by parameter.
+
+    Parameters
+    ----------
+    groups
+        The optimizer's groups.
+    saved_groups
+        The saved groups, which ``read_groups`` has checked.
+    saved_states
+        The saved states by number of the parameter.
+    states
+        How many ``state1``, ``state2``... the optimizer keeps.
+    move_to_device
+        Put the copies on the device of the parameter and not where the saved tensors are.
+
+    Raises
+    ------
+    ValueError
+        If a state belongs to no parameter, or if an entry of it is missing or does not fit.
+    """
+    where = "state_dict['state']"
+    if not isinstance(saved_states, dict):
+        raise error(where, "a dict", type(saved_states).__name__)
+    parameters = dict(_numbered(groups, saved_groups))
+    loaded: States = collections.defaultdict(dict)
+    for number, saved in saved_states.items():
+        if number not in parameters:
+            expected = f"numbers of {len(parameters)} parameters, as in 'param_groups'"
+            raise error(where, expected, repr(number))
+        p, name = parameters[number]
+        device = p.device if move_to_device else None
+        state = _read_state(f"{where}[{number!r}]{name}", saved, p, states, device)
+        if state:
+            loaded[p] = state
+    return loaded
+
+
+def _numbered(groups: Groups, saved_groups: Groups) -> Iterator[tuple[Any, tuple[Tensor, str]]]:
+    for group, saved in zip(groups, saved_groups, strict=True):
+        names = group.get("param_names") or saved.get("param_names")
+        for i, (number, p) in enumerate(zip(saved["params"], group["params"], strict=True)):
+            yield number, (p, f" ({names[i]})" if names else "")
+
+
+def _read_state(
+    where: str, saved: Any, p: Tensor, states: int, device: torch.device | None
+) -> dict[str, Any]:
+    """Return a checked copy of one state; entries that are not ours are copied as they are."""
+    entries = _unwrapped(where, saved)
+    if not entries:
+        return {}
+    shape = local(p).shape
+    step = _read_step(f"{where}['step']", entries.pop("step", None))
+    first = entries.get("state1")
+    quantized = isinstance(first, Tensor) and first.dtype == torch.uint8
+    dtype = torch.uint8 if quantized else torch.float32
+    tensors = {
+        key: _read_tensor(f"{where}[{key!r}]", entries.pop(key, None), spec, device)
+        for key, spec in tensor_specs(shape, dtype, states).items()
+    }
+    for key in tensor_specs(shape, torch.uint8, states).keys() & entries.keys():
+        raise error(f"{where}[{key!r}]", "nothing, because state1 is float32", "an entry")
+    for key, tensor in tensors.items():
+        if key.startswith("qmap") and not (tensor[1:] >= tensor[:-1]).all():
+            raise error(f"{where}[{key!r}]", "256 values in ascending order", "others")
+    return {"step": step, **tensors, **copy.deepcopy(entries)}
+
+
+def _unwrapped(where: str, saved: Any) -> dict[str, Any]:
+    if not isinstance(saved, dict):
+        raise error(where, "a dict", type(saved).__name__)
+    entries = dict(saved)
+    tensors = entries.pop(WRAPPER, {})
+    if not isinstance(tensors, dict):
+        raise error(f"{where}[{WRAPPER!r}]", "a dict", type(tensors).__name__)
+    return {**entries, **tensors}
+
+
+def _read_step(where: str, saved: Any) -> int:
+    value = saved.item() if isinstance(saved, Tensor) and saved.numel() == 1 else saved
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or value < 0:
+        raise error(where, "a whole number of at least 0", repr(saved))
+    return int(value)
+
+
+def _read_tensor(where: str, saved: Any, spec: TensorSpec, device: torch.device | None) -> Tensor:
+    dtype, shape = spec
+    expected = f"a tensor of {dtype} and shape {shape}"
+    if not isinstance(saved, Tensor):
+        raise error(where, expected, "nothing" if saved is None else type(saved).__name__)
+    if saved.dtype != dtype or tuple(saved.shape) != shape:
+        raise error(where, expected, f"{saved.dtype} and shape {tuple(saved.shape)}")
+    return torch.empty(shape, dtype=dtype, device=device or saved.device).copy_(saved)

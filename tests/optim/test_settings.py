@@ -1,0 +1,130 @@
+"""Constructor arguments, args objects and groups: honoured or refused, whichever way they come."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bnbx.optim import Adam, Adam8bit, Adam32bit, AdamW8bit
+
+REFUSED = [
+    ("lr", -1.0),
+    ("lr", float("nan")),
+    ("lr", "fast"),
+    ("lr", torch.ones(2)),
+    ("eps", -1e-8),
+    ("eps", None),
+    ("weight_decay", -0.1),
+    ("betas", (0.9, 1.0)),
+    ("betas", (-0.1, 0.9)),
+    ("betas", (0.9,)),
+    ("betas", (0.9, 0.99, 0.999)),
+    ("betas", "0.9; 0.999"),
+    ("betas", 0.9),
+    ("optim_bits", 4),
+    ("optim_bits", "8"),
+    ("optim_bits", [8]),
+    ("min_8bit_size", -1),
+    ("skip_zeros", "no"),
+    ("amsgrad", True),
+    ("is_paged", True),
+    ("percentile_clipping", 5),
+    ("block_wise", False),
+]
+
+
+def parameter(numel=8):
+    return torch.nn.Parameter(torch.zeros(numel))
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_arguments_are_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=rf"^{key}: expected"):
+        Adam([parameter()], **{key: value})
+
+
+@pytest.mark.parametrize(("key", "value"), REFUSED)
+def test_group_settings_are_refused_by_name(key, value):
+    optimizer = Adam([parameter()])
+    with pytest.raises(ValueError, match=rf"^param_groups\[1\]\.{key}: expected"):
+        optimizer.add_param_group({"params": [parameter()], key: value})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim_bits", 16),
+        ("max_unorm", 1.0),
+        ("percentile_clipping", 5),
+        ("block_wise", False),
+        ("skip_zeros", 3),
+    ],
+)
+def test_attributes_of_args_are_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=rf"^args\.{key}: expected"):
+        Adam([parameter()], args=SimpleNamespace(**{key: value}))
+
+
+def test_refusals_say_what_is_supported():
+    with pytest.raises(ValueError, match="False, the only value supported so far, got True"):
+        Adam([parameter()], amsgrad=True)
+
+
+def test_attributes_of_args_go_before_arguments():
+    args = SimpleNamespace(optim_bits=8, min_8bit_size=4, max_unorm=0.0, skip_zeros=True)
+    optimizer = Adam([parameter()], args=args)
+    assert vars(args).items() <= vars(optimizer.args).items()
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(8)
+    optimizer.step()
+    assert (
+        optimizer.state_dict()["state"][0]["__bnb_optimizer_quant_state__"]["qmap1"].numel() == 256
+    )
+
+
+def test_args_may_lack_attributes():
+    assert Adam([parameter()], optim_bits=8, args=SimpleNamespace()).args.optim_bits == 8
+
+
+@pytest.mark.parametrize("cls", [Adam8bit, Adam32bit, AdamW8bit])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_numbered_names_take_the_default_of_optim_bits_only(cls, bits):
+    with pytest.raises(ValueError, match=f"^optim_bits: .*{cls.__name__} fixes"):
+        cls([parameter()], optim_bits=bits)
+    assert cls([parameter()], optim_bits=32).args.optim_bits == (32 if cls is Adam32bit else 8)
+
+
+def test_args_cannot_be_a_dict():
+    with pytest.raises(ValueError, match=r"^args: .*SimpleNamespace"):
+        Adam([parameter()], args={"optim_bits": 8})
+
+
+def test_arguments_of_old_programs_are_taken():
+    Adam8bit([parameter()], percentile_clipping=100, block_wise=True, is_paged=False)
+
+
+@pytest.mark.parametrize("betas", ["(0.8, 0.99)", "0.8,0.99", " (0.8,0.99) ", [0.8, 0.99]])
+def test_betas_may_be_a_string_or_a_list(betas):
+    optimizer = Adam([parameter()], betas=betas)
+    optimizer.add_param_group({"params": [parameter()], "betas": betas})
+    for group in optimizer.param_groups:
+        assert tuple(group["betas"]) == (0.8, 0.99)
+
+
+def test_groups_have_their_own_bits_and_sizes():
+    params = [parameter(512) for _ in range(4)]
+    optimizer = Adam8bit(
+        [
+            {"params": params[:1]},
+            {"params": params[1:2], "min_8bit_size": 512},
+            {"params": params[2:3], "min_8bit_size": 0, "optim_bits": 32},
+            {"params": params[3:], "min_8bit_size": 513},
+        ]
+    )
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    dtypes = [optimizer.state[p]["state1"].dtype for p in params]
+    assert dtypes == [torch.float32, torch.uint8, torch.float32, torch.float32]
