@@ -8,11 +8,9 @@
 
 #include <immintrin.h>
 
-#include <cstdlib>
-#include <memory>
-
 #include "avx/dequantize_4bit.h"
 #include "avx/sweep.h"
+#include "avx/workspace.h"
 
 namespace bnbx::cpu {
 
@@ -33,21 +31,6 @@ static constexpr int64_t kGroup = 64;  // codes
 // Whether every group of 64 codes, counted from the start of its row, lies in one block.
 static inline bool groups_are_regular(const Product4& p) {
   return p.K % kGroup == 0 && p.scales.blocksize % kGroup == 0;
-}
-
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
-};
-template <class T>
-using Aligned = std::unique_ptr<T[], FreeDeleter>;
-
-// Memory aligned to cache lines, not initialised.
-template <class T>
-static inline Aligned<T> allocate(int64_t count) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) / 64 + 1) * 64;
-  void* p = std::aligned_alloc(64, bytes);
-  if (p == nullptr) throw std::bad_alloc();
-  return Aligned<T>(static_cast<T*>(p));
 }
 
 static inline __m512i codes_of(const uint8_t* packed) {
@@ -86,7 +69,11 @@ template <class V>
 static inline void group_scales(const BlockScales& scales, int64_t group, int64_t count,
                                 float* out) {
   const int64_t groups_per_block = scales.blocksize / kGroup;
-  if (groups_per_block == 1 && scales.absmax_8bit != nullptr) {
+  if (groups_per_block == 1 && scales.absmax_8bit == nullptr) {
+    memcpy(out, scales.absmax + group, count * sizeof(float));
+    return;
+  }
+  if (groups_per_block == 1) {
     for (int64_t i = 0; i < count;) {
       const int64_t outer = (group + i) / scales.absmax_blocksize;
       const int64_t stop = smaller(count, (outer + 1) * scales.absmax_blocksize - group);

@@ -54,6 +54,15 @@ std::atomic<const Implementation*>& active() {
   return chosen;
 }
 
+// Encoding bisects the codebook.
+void check_ascending(const char* argument, const float* code) {
+  for (int i = 0; i < 255; ++i) {
+    if (code[i] <= code[i + 1]) continue;
+    throw std::invalid_argument(std::string(argument) + ": expected 256 ascending entries, got entry " +
+                                std::to_string(i) + " above the next; sort the codebook");
+  }
+}
+
 const KernelTable& kernels() { return *active().load(std::memory_order_relaxed)->table; }
 
 }  // namespace
@@ -98,6 +107,7 @@ void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, cons
 
 void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,
                         int64_t blocksize, uint8_t* out, float* absmax, Stream stream) {
+  check_ascending("code", code);
   kernels().quantize_blockwise(A, dtype, n, code, blocksize, out, absmax, stream);
 }
 
@@ -156,16 +166,18 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                         stream);
 }
 
-void optimizer_update_32bit(OptimizerRule rule, const std::vector<ParameterUpdate>& parameters,
+void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream stream) {
-  kernels().optimizer_update_32bit(rule, parameters, hyperparameters, stream);
+  kernels().optimizer_update_32bit(rule, parameters, count, hyperparameters, stream);
 }
 
 void optimizer_update_8bit_blockwise(OptimizerRule rule,
-                                     const std::vector<ParameterUpdate>& parameters,
+                                     const ParameterUpdate* parameters, int64_t count,
                                      const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream stream) {
-  kernels().optimizer_update_8bit_blockwise(rule, parameters, qmap1, qmap2, hyperparameters,
+  check_ascending("qmap1", qmap1);
+  check_ascending("qmap2", qmap2);
+  kernels().optimizer_update_8bit_blockwise(rule, parameters, count, qmap1, qmap2, hyperparameters,
                                             stream);
 }
 

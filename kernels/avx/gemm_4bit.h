@@ -2,11 +2,10 @@
 // with them.
 #pragma once
 
-#include <memory>
-
 #include "avx/dequantize_4bit.h"
 #include "avx/parallel.h"
 #include "avx/sweep.h"
+#include "avx/workspace.h"
 
 namespace bnbx::cpu {
 
@@ -48,7 +47,8 @@ void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, cons
     const auto table = V::table16(book.values);
     const int64_t tiles = ceil_div(N, kTileColumns);
     const int64_t grain = ceil_div(32768, kTileColumns * (K + 1));
-    const std::unique_ptr<float[]> workspace(new float[tiles * kTileColumns * M]());
+    const auto workspace = allocate<float>(tiles * kTileColumns * M);
+    memset(workspace.get(), 0, tiles * kTileColumns * M * sizeof(float));
     parallel_for(tiles, grain, [&](int64_t tile, int64_t end) {
       alignas(64) float decoded[kTileColumns * kDepth] = {};
       for (; tile < end; ++tile) {

@@ -13,16 +13,31 @@
 
 namespace bnbx::cpu {
 
-static constexpr int64_t kPanelRows = 64;   // rows of the weight decoded at a time
-static constexpr int64_t kPanelDepth = 512;  // of each row, this many elements
-static constexpr int64_t kDepthTiles = kPanelDepth / 32;
 static constexpr int64_t kTileElements = kTile * 32;  // bf16 values of a tile
+static constexpr int64_t kMaxDepth = 256;
+
+// How much of the weight is decoded at a time. With few rows of activations decoding dominates, and
+// the panel stays in the first-level cache; with many, a large panel saves loading them again.
+struct Panel {
+  int64_t rows;   // a multiple of 32
+  int64_t depth;  // elements of each row, a multiple of 64
+
+  int64_t depth_groups() const { return depth / kGroup; }
+  int64_t depth_tiles() const { return depth / 32; }
+};
+
+static inline Panel panel_for(const Product4& p) {
+  if (p.M <= 128) return {32, 128};
+  const int64_t threads = thread_count();
+  const int64_t panels_per_thread = ceil_div(p.N, threads * 256);
+  return {ceil_div(p.N, threads * panels_per_thread * 32) * 32, kMaxDepth};
+}
 
 // The activations as B tiles: [M / 16][K / 32][16 pairs][16 rows][2], split like the weight, so that
 // of two consecutive tiles the first holds even and the second odd positions. Rows and positions
 // beyond the last are zero.
 template <class V>
-static inline Aligned<bfloat16> activation_tiles(const Product4& p, int64_t groups) {
+static inline Workspace<bfloat16> activation_tiles(const Product4& p, int64_t groups) {
   const int64_t row_tiles = ceil_div(p.M, kTile);
   auto tiles = allocate<bfloat16>(row_tiles * groups * 2 * kTileElements);
   const auto* A = static_cast<const bfloat16*>(p.A);
@@ -30,29 +45,20 @@ static inline Aligned<bfloat16> activation_tiles(const Product4& p, int64_t grou
     for (; i < end; ++i) {
       const int64_t m0 = i / groups * kTile, k0 = i % groups * kGroup;
       const int64_t rows = smaller(kTile, p.M - m0), depth = smaller(kGroup, p.K - k0);
-      alignas(64) bfloat16 block[kTile][kGroup];
-      if (rows < kTile || depth < kGroup) memset(block, 0, sizeof(block));
+      alignas(64) bfloat16 row[kGroup] = {};
+      alignas(64) bfloat16 halves[2][kTile][kGroup / 2] = {};  // even and odd positions
       for (int64_t m = 0; m < rows; ++m) {
-        memcpy(block[m], A + (m0 + m) * p.K + k0, depth * sizeof(bfloat16));
+        memcpy(row, A + (m0 + m) * p.K + k0, depth * sizeof(bfloat16));
+        __m512i even, odd;
+        split(row, &even, &odd);
+        _mm512_store_si512(halves[0][m], even);
+        _mm512_store_si512(halves[1][m], odd);
       }
-      bfloat16* even = tiles.get() + i * 2 * kTileElements;
-      // Four consecutive values of a row make one pair of even and one of odd positions.
-      const __m512i rows_at = _mm512_setr_epi64(0, 16, 32, 48, 64, 80, 96, 112);
-      const __m512i pairs = _mm512_set1_epi64(0x0706030205040100);
-      const __m512i in_order = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26,
-                                                 28, 30);
-      for (int64_t pair = 0; pair < kTile; ++pair) {
-        const auto* base = reinterpret_cast<const int64_t*>(&block[0][4 * pair]);
-        __m512i low = _mm512_i64gather_epi64(rows_at, base, 8);
-        __m512i high = _mm512_i64gather_epi64(rows_at, base + 8 * 16, 8);
-        const __m512i lane = _mm512_set_epi64(0x0808080808080808, 0, 0x0808080808080808, 0,
-                                              0x0808080808080808, 0, 0x0808080808080808, 0);
-        low = _mm512_shuffle_epi8(low, _mm512_add_epi8(pairs, lane));
-        high = _mm512_shuffle_epi8(high, _mm512_add_epi8(pairs, lane));
-        const __m512i odd_order = _mm512_add_epi32(in_order, _mm512_set1_epi32(1));
-        _mm512_store_si512(even + pair * 32, _mm512_permutex2var_epi32(low, in_order, high));
-        _mm512_store_si512(even + kTileElements + pair * 32,
-                           _mm512_permutex2var_epi32(low, odd_order, high));
+      for (int half = 0; half < 2; ++half) {
+        __m512 pairs[kTile];
+        transpose_tile(reinterpret_cast<const float*>(halves[half]), pairs);
+        float* tile = reinterpret_cast<float*>(tiles.get() + (2 * i + half) * kTileElements);
+        for (int pair = 0; pair < kTile; ++pair) _mm512_store_ps(tile + pair * kTile, pairs[pair]);
       }
     }
   });
@@ -67,18 +73,22 @@ static inline void decode_panel_row(const Product4& p, int64_t n, int64_t group,
   const __m512 values = _mm512_loadu_ps(book.values);
   if (groups_are_regular(p)) {
     const int64_t first = n * (p.K / kGroup) + group;
-    float scales[kPanelDepth / kGroup];
+    float scales[kMaxDepth / kGroup];
     group_scales<V>(p.scales, first, depth_groups, scales);
     for (int64_t g = 0; g < depth_groups; ++g) {
       const __m512i table = bf16_table(values, scales[g]);
-      const __m512i codes = codes_of(p.B + (first + g) * (kGroup / 2));
+      const uint8_t* packed = p.B + (first + g) * (kGroup / 2);
+      const __m512i codes = codes_of(packed);
+      // What this row decodes for the next panel, which the other rows' work separates from this.
+      _mm_prefetch(reinterpret_cast<const char*>(packed + depth_groups * (kGroup / 2)),
+                   _MM_HINT_T1);
       bfloat16* even = tile_row + g * 2 * kTileElements;
       _mm512_store_si512(even, even_values(codes, table));
       _mm512_store_si512(even + kTileElements, odd_values(codes, table));
     }
     return;
   }
-  alignas(64) bfloat16 row[kPanelDepth] = {};
+  alignas(64) bfloat16 row[kMaxDepth] = {};
   const int64_t begin = group * kGroup;
   const int64_t count = smaller(depth_groups * kGroup, p.K - begin);
   decode_4bit<V>(p.B, p.scales, V::table16(book.values), book.values, n * p.K + begin,
@@ -169,44 +179,43 @@ static inline bool gemm_4bit_amx(const Product4& p) {
   const auto activations = activation_tiles<V>(p, groups);
   const int64_t row_tiles = ceil_div(p.M, kTile);
   const int64_t row_pairs = ceil_div(row_tiles, 2);
-  const int64_t panels = ceil_div(p.N, kPanelRows);
-  parallel_for(panels, ceil_div(16384, kPanelRows * p.K), [&](int64_t panel, int64_t end) {
+  const Panel panel = panel_for(p);
+  const int64_t tile_stride = panel.depth_tiles() * kTileElements;  // between two tiles of rows
+  const int64_t sums_stride = panel.rows / 32 * 4 * kTile * kTile;  // between two pairs of row tiles
+  parallel_for(ceil_div(p.N, panel.rows), 1, [&](int64_t index, int64_t end) {
     const Tiles tiles;
-    const auto decoded = allocate<bfloat16>(kPanelRows * kPanelDepth);
-    const auto sums = allocate<float>(row_pairs * kPanelRows * 2 * kTile);
-    memset(decoded.get(), 0, kPanelRows * kPanelDepth * sizeof(bfloat16));
-    for (; panel < end; ++panel) {
-      const int64_t n0 = panel * kPanelRows;
-      const int64_t pairs = ceil_div(smaller(kPanelRows, p.N - n0), 2 * kTile);
-      for (int64_t group = 0; group < groups; group += kPanelDepth / kGroup) {
-        const int64_t depth_groups = smaller(kPanelDepth / kGroup, groups - group);
-        for (int64_t r = 0; r < smaller(kPanelRows, p.N - n0); ++r) {
-          bfloat16* tile = decoded.get() + r / kTile * kDepthTiles * kTileElements;
+    const auto decoded = allocate<bfloat16>(panel.rows * panel.depth);
+    const auto sums = allocate<float>(row_pairs * sums_stride);
+    memset(decoded.get(), 0, panel.rows * panel.depth * sizeof(bfloat16));
+    for (; index < end; ++index) {
+      const int64_t n0 = index * panel.rows;
+      const int64_t rows = smaller(panel.rows, p.N - n0);
+      const int64_t pairs = ceil_div(rows, 2 * kTile);
+      for (int64_t group = 0; group < groups; group += panel.depth_groups()) {
+        const int64_t depth_groups = smaller(panel.depth_groups(), groups - group);
+        for (int64_t r = 0; r < rows; ++r) {
+          bfloat16* tile = decoded.get() + r / kTile * tile_stride;
           decode_panel_row<V>(p, n0 + r, group, depth_groups, tile + r % kTile * 32);
         }
         for (int64_t m = 0; m < row_pairs; ++m) {
-          const bfloat16* X0 =
-              activations.get() + (2 * m * groups + group) * 2 * kTileElements;
+          const bfloat16* X0 = activations.get() + (2 * m * groups + group) * 2 * kTileElements;
           const bfloat16* X1 = X0 + groups * 2 * kTileElements;
           for (int64_t n = 0; n < pairs; ++n) {
-            const bfloat16* W0 = decoded.get() + 2 * n * kDepthTiles * kTileElements;
-            const bfloat16* W1 = W0 + kDepthTiles * kTileElements;
-            float* C = sums.get() + (m * kPanelRows / 32 + n) * 4 * kTile * kTile;
+            const bfloat16* W0 = decoded.get() + 2 * n * tile_stride;
+            float* C = sums.get() + m * sums_stride + n * 4 * kTile * kTile;
             if (2 * m + 1 < row_tiles) {
-              multiply_2x2(W0, W1, X0, X1, 2 * depth_groups, group == 0, C);
+              multiply_2x2(W0, W0 + tile_stride, X0, X1, 2 * depth_groups, group == 0, C);
             } else {
-              multiply_2x1(W0, W1, X0, 2 * depth_groups, group == 0, C);
+              multiply_2x1(W0, W0 + tile_stride, X0, 2 * depth_groups, group == 0, C);
             }
           }
         }
       }
-      for (int64_t tile = 0; tile < row_pairs * pairs * 4; ++tile) {
-        const int64_t m = 2 * (tile / (4 * pairs)) + tile % 2;
-        const int64_t n = tile / 2 % (2 * pairs);
-        if (m >= row_tiles || n0 + n * kTile >= p.N) continue;
-        const float* C =
-            sums.get() + (m / 2 * kPanelRows / 32 + n / 2) * 4 * kTile * kTile;
-        write_tile(p, C + (n % 2 * 2 + m % 2) * kTile * kTile, n0 + n * kTile, m * kTile);
+      for (int64_t m = 0; m < row_tiles; ++m) {
+        for (int64_t n = 0; n < ceil_div(rows, kTile); ++n) {
+          const float* C = sums.get() + m / 2 * sums_stride + n / 2 * 4 * kTile * kTile;
+          write_tile(p, C + (n % 2 * 2 + m % 2) * kTile * kTile, n0 + n * kTile, m * kTile);
+        }
       }
     }
   });

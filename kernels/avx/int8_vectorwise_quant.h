@@ -1,10 +1,9 @@
 // int8_vectorwise_quant and its relatives: rows (or columns) of int8 with one scale each.
 #pragma once
 
-#include <memory>
-
 #include "avx/parallel.h"
 #include "avx/sweep.h"
+#include "avx/workspace.h"
 #include "common/codebooks.h"
 
 namespace bnbx::cpu {
@@ -53,7 +52,8 @@ void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t col
     const int64_t grain = ceil_div(16384, columns + 1);
     // Every range of rows marks its own copy of the columns, so that threads do not race.
     const int64_t ranges = threshold > 0.0f ? ceil_div(rows, grain) : 0;
-    const std::unique_ptr<uint8_t[]> marks(new uint8_t[ranges * columns]());
+    const auto marks = allocate<uint8_t>(ranges * columns);
+    memset(marks.get(), 0, ranges * columns);
     parallel_for(ceil_div(rows, grain), 1, [&](int64_t range, int64_t end) {
       for (; range < end; ++range) {
         uint8_t* marked = ranges == 0 ? nullptr : marks.get() + range * columns;

@@ -1,6 +1,7 @@
 // AVX-512 with VBMI, VNNI and BF16, and AMX tiles for products of more than a few rows.
 #include "avx/gemm_4bit_amx.h"
 #include "avx/gemv_4bit_bf16.h"
+#include "avx/int8_product_amx.h"
 #include "avx/kernels_of.h"
 #include "avx/vec_avx512.h"
 
@@ -21,6 +22,10 @@ static void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t 
 static constexpr KernelTable make_table() {
   KernelTable table = cpu::table_of<Vec>();
   table.gemm_4bit = &gemm_4bit;
+  table.int8_linear_matmul = &cpu::int8_linear_matmul<Vec, cpu::TileProduct<Vec>>;
+  table.int8_scaled_mm = &cpu::int8_scaled_mm<Vec, cpu::TileProduct<Vec>>;
+  table.int8_mixed_scaled_mm = &cpu::int8_mixed_scaled_mm<Vec, cpu::TileProduct<Vec>>;
+  table.int8_linear = &cpu::int8_linear<Vec, cpu::TileProduct<Vec>>;
   return table;
 }
 

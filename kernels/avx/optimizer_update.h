@@ -2,12 +2,11 @@
 // in chunks of equal size, so that many small tensors are shared as evenly as one large one.
 #pragma once
 
-#include <vector>
-
 #include "avx/dequantize_blockwise.h"
 #include "avx/parallel.h"
 #include "avx/quantize_blockwise.h"
 #include "avx/sweep.h"
+#include "avx/workspace.h"
 #include "common/codebooks.h"
 #include "common/optimizers.h"
 
@@ -17,13 +16,14 @@ static constexpr int64_t kChunk = 16 * kOptimizerBlocksize;
 
 // Calls f(parameter, begin, end) for every chunk of every parameter; begin is a multiple of kChunk.
 template <class Function>
-static inline void for_each_chunk(const std::vector<ParameterUpdate>& parameters, Function&& f) {
-  std::vector<int64_t> first_chunk(1, 0);
-  for (const ParameterUpdate& parameter : parameters) {
-    first_chunk.push_back(first_chunk.back() + ceil_div(parameter.numel, kChunk));
+static inline void for_each_chunk(const ParameterUpdate* parameters, int64_t count, Function&& f) {
+  const auto first_chunk = allocate<int64_t>(count + 1);
+  first_chunk[0] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    first_chunk[i + 1] = first_chunk[i] + ceil_div(parameters[i].numel, kChunk);
   }
-  parallel_for(first_chunk.back(), 2, [&](int64_t chunk, int64_t end) {
-    size_t i = 0;
+  parallel_for(first_chunk[count], 2, [&](int64_t chunk, int64_t end) {
+    int64_t i = 0;
     for (; chunk < end; ++chunk) {
       while (first_chunk[i + 1] <= chunk) ++i;
       const int64_t begin = (chunk - first_chunk[i]) * kChunk;
@@ -34,16 +34,15 @@ static inline void for_each_chunk(const std::vector<ParameterUpdate>& parameters
 
 // Calls f with the rule's constants for each parameter.
 template <class Function>
-static inline void with_rule(OptimizerRule rule, const std::vector<ParameterUpdate>& parameters,
+static inline void with_rule(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                              const Hyperparameters& hyperparameters, Function&& f) {
   switch (rule) {
     case OptimizerRule::kAdam: {
-      std::vector<Adam> rules;
-      rules.reserve(parameters.size());
-      for (const ParameterUpdate& parameter : parameters) {
-        rules.emplace_back(hyperparameters, parameter.step);
+      const auto rules = allocate<Adam>(count);
+      for (int64_t i = 0; i < count; ++i) {
+        rules[i] = Adam(hyperparameters, parameters[i].step);
       }
-      return f(rules);
+      return f(rules.get());
     }
   }
 }
@@ -82,10 +81,10 @@ static inline void with_gradient_and_parameter(const ParameterUpdate& u, Functio
 }
 
 template <class V>
-void optimizer_update_32bit(OptimizerRule rule, const std::vector<ParameterUpdate>& parameters,
+void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream) {
-  with_rule(rule, parameters, hyperparameters, [&](const auto& rules) {
-    for_each_chunk(parameters, [&](size_t index, int64_t begin, int64_t end) {
+  with_rule(rule, parameters, count, hyperparameters, [&](const auto* rules) {
+    for_each_chunk(parameters, count, [&](int64_t index, int64_t begin, int64_t end) {
       const ParameterUpdate& u = parameters[index];
       with_gradient_and_parameter(u, [&](const auto* g, auto* p) {
         update_range<V>(rules[index], hyperparameters, g + begin, p + begin,
@@ -98,13 +97,13 @@ void optimizer_update_32bit(OptimizerRule rule, const std::vector<ParameterUpdat
 
 template <class V>
 void optimizer_update_8bit_blockwise(OptimizerRule rule,
-                                     const std::vector<ParameterUpdate>& parameters,
+                                     const ParameterUpdate* parameters, int64_t count,
                                      const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream) {
   const Encoder8<V> encode1(qmap1);
   const Encoder8<V> encode2(qmap2);
-  with_rule(rule, parameters, hyperparameters, [&](const auto& rules) {
-    for_each_chunk(parameters, [&](size_t index, int64_t begin, int64_t end) {
+  with_rule(rule, parameters, count, hyperparameters, [&](const auto* rules) {
+    for_each_chunk(parameters, count, [&](int64_t index, int64_t begin, int64_t end) {
       const ParameterUpdate& u = parameters[index];
       with_gradient_and_parameter(u, [&](const auto* g, auto* p) {
         alignas(64) float state1[kOptimizerBlocksize];

@@ -10,6 +10,15 @@
 
 namespace bnbx::cpu {
 
+// Threads that a parallel loop started here would use.
+static inline int64_t thread_count() {
+#ifdef _OPENMP
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
 // Calls f(begin, end) on ranges that cover [0, n), one range a thread, none shorter than `grain`
 // unless n is. f must not throw.
 template <class Function>
@@ -17,8 +26,8 @@ static inline void parallel_for(int64_t n, int64_t grain, Function&& f) {
   if (n <= 0) return;
 #ifdef _OPENMP
   int64_t threads = (n + grain - 1) / grain;
-  if (threads > omp_get_max_threads()) threads = omp_get_max_threads();
-  if (threads > 1 && !omp_in_parallel()) {
+  if (threads > thread_count()) threads = thread_count();
+  if (threads > 1) {
 #pragma omp parallel num_threads(static_cast<int>(threads))
     {
       const int64_t count = omp_get_num_threads();

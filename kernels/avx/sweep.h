@@ -46,6 +46,17 @@ static inline typename V::F32 load(const T* p, Partial part) {
 }
 
 template <class V>
+static inline typename V::F32 from_int32(const int32_t* p, Full) {
+  return V::from_int32(p);
+}
+template <class V>
+static inline typename V::F32 from_int32(const int32_t* p, Partial part) {
+  int32_t staged[V::kWidth] = {};
+  memcpy(staged, p, part.lanes * sizeof(int32_t));
+  return V::from_int32(staged);
+}
+
+template <class V>
 static inline typename V::I32 load_bytes(const uint8_t* p, Full) {
   return V::load_bytes(p);
 }
@@ -125,6 +136,6 @@ static inline float finite_absmax(const T* p, int64_t n) {
 
 static inline float larger(float a, float b) { return a > b ? a : b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 }  // namespace bnbx::cpu

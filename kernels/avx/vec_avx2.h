@@ -110,6 +110,9 @@ struct Vec {
   static void store_rounded(int8_t* p, F32 a) {
     store_bytes(reinterpret_cast<uint8_t*>(p), _mm256_cvtps_epi32(a.v));
   }
+  static F32 from_int32(const int32_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
   static F32 from_int8(const int8_t* p) {
     return _mm256_cvtepi32_ps(
         _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));

@@ -95,6 +95,7 @@ struct Vec {
   static void store_rounded(int8_t* p, F32 a) {
     store_bytes(reinterpret_cast<uint8_t*>(p), _mm512_cvtps_epi32(a.v));
   }
+  static F32 from_int32(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
   static F32 from_int8(const int8_t* p) {
     return _mm512_cvtepi32_ps(
         _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));

@@ -118,6 +118,11 @@ struct Vec {
   static void store_rounded(int8_t* p, F32 a) {
     for (int i = 0; i < kWidth; ++i) p[i] = static_cast<int8_t>(::lrintf(a.v[i]));
   }
+  static F32 from_int32(const int32_t* p) {
+    F32 out;
+    for (int i = 0; i < kWidth; ++i) out.v[i] = static_cast<float>(p[i]);
+    return out;
+  }
   static F32 from_int8(const int8_t* p) {
     F32 out;
     for (int i = 0; i < kWidth; ++i) out.v[i] = static_cast<float>(p[i]);

@@ -77,7 +77,7 @@ def _table_4bit(name: str) -> torch.Tensor:
         values = [7, 6, 5, 4, 3, 2, 1, 0, 0, -1, -2, -3, -4, -5, -6, -7]
     else:
         values = AF4_BLOCKSIZE_64
-    table = torch.tensor(values, dtype=torch.float32)
+    table = torch.tensor(values, dtype=torch.float32, device="cpu")  # whatever the default is
     return table / table.abs().max()
 
 
@@ -136,7 +136,7 @@ def create_linear_map(
     count = 2**total_bits
     if signed and (add_zero or total_bits < 8):
         count -= 1
-    values = torch.linspace(-1.0 if signed else 0.0, 1.0, count)
+    values = torch.linspace(-1.0 if signed else 0.0, 1.0, count, device="cpu")
     gap = values.new_zeros(256 - values.numel())
     return torch.cat([values, gap]).sort().values
 
@@ -162,9 +162,11 @@ def create_normal_map(offset: float = 0.9677083, use_extra_value: bool = True) -
     """
 
     def quantiles(count: int) -> torch.Tensor:
-        probabilities = torch.linspace(offset, 0.5, count)[:-1].tolist()
+        probabilities = torch.linspace(offset, 0.5, count, device="cpu")[:-1].tolist()
         normal = statistics.NormalDist()
-        return torch.tensor([normal.inv_cdf(p) for p in probabilities], dtype=torch.float32)
+        return torch.tensor(
+            [normal.inv_cdf(p) for p in probabilities], dtype=torch.float32, device="cpu"
+        )
 
     positive = quantiles(9 if use_extra_value else 8)
     negative = -quantiles(8)
@@ -216,7 +218,7 @@ def create_fp8_map(
                 value = (1.0 + mantissa) * 2.0 ** -(exponent - bias - 1)
             values += [value, -value] if signed else [value]
     values += [0.0] * (256 - len(values))
-    code = torch.tensor(sorted(values), dtype=torch.float32)
+    code = torch.tensor(sorted(values), dtype=torch.float32, device="cpu")
     return code / code.max()
 
 
@@ -248,7 +250,7 @@ def create_dynamic_map(
     data: list[float] = []
 
     def add_decade(exponent: int, boundaries: int) -> None:
-        edges = torch.linspace(0.1, 1.0, boundaries, dtype=torch.float32)
+        edges = torch.linspace(0.1, 1.0, boundaries, dtype=torch.float32, device="cpu")
         values = (math.pow(10, exponent) * ((edges[:-1] + edges[1:]) / 2.0)).tolist()
         data.extend(values)
         if signed:
@@ -262,4 +264,4 @@ def create_dynamic_map(
         add_decade(0, additional + 1)
     data += [0.0, 1.0]
     data += [0.0] * (256 - len(data))
-    return torch.tensor(sorted(data), dtype=torch.float32)
+    return torch.tensor(sorted(data), dtype=torch.float32, device="cpu")

@@ -102,9 +102,9 @@ def _matrix(argument: str, tensor: Tensor) -> None:
         raise error(argument, "2 dimensions", f"shape {tuple(tensor.shape)}")
 
 
-def _positive_blocksize(blocksize: int) -> None:
-    if blocksize <= 0:
-        raise error("blocksize", "a positive number", blocksize)
+def _positive(argument: str, value: int) -> None:
+    if value <= 0:
+        raise error(argument, "a positive number", value)
 
 
 def check_4bit_type(blocksize: int, quant_type: str) -> None:
@@ -278,7 +278,7 @@ def _check_nested(
     if code is None or offset is None:
         missing = "absmax_code" if code is None else "absmax_offset"
         raise error(missing, "a tensor, because absmax_8bit is given", None)
-    _positive_blocksize(blocksize)
+    _positive("absmax_blocksize", blocksize)
     _dtype("absmax_8bit", absmax_8bit, torch.uint8)
     _numel("absmax_8bit", absmax_8bit, blocks, "one per block")
     _numel("absmax", absmax, blocks_of(blocks, blocksize), "one per block of absmax_8bit")
@@ -295,7 +295,7 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
     """Codes uint8 of A's shape; absmax float32 per block of the flattened tensor."""
     _dtype("A", A, *FLOAT_DTYPES)
     _code("code", code)
-    _positive_blocksize(blocksize)
+    _positive("blocksize", blocksize)
     _same_device(A, code=code)
     absmax = A.new_empty(blocks_of(A.numel(), blocksize), dtype=torch.float32)
     return A.new_empty(A.shape, dtype=torch.uint8), absmax
@@ -305,7 +305,7 @@ def _check_dequantize_blockwise(A: Tensor, absmax: Tensor, code: Tensor, blocksi
     _dtype("A", A, torch.uint8)
     _dtype("absmax", absmax, torch.float32)
     _code("code", code)
-    _positive_blocksize(blocksize)
+    _positive("blocksize", blocksize)
     _numel("absmax", absmax, blocks_of(A.numel(), blocksize), "one per block")
     _same_device(A, absmax=absmax, code=code)
 
@@ -407,13 +407,13 @@ def int8_double_quant(
     return rows, rows.new_empty(rows.shape), row_stats, col_stats, mask
 
 
-def _check_int8_product(A: Tensor, B: Tensor) -> tuple[int, ...]:
-    _dtype("A", A, torch.int8)
-    _dtype("B", B, torch.int8)
-    _matrix("B", B)
+def _check_int8_product(A: Tensor, B: Tensor, a: str = "A", b: str = "B") -> tuple[int, ...]:
+    _dtype(a, A, torch.int8)
+    _dtype(b, B, torch.int8)
+    _matrix(b, B)
     if A.dim() < 1 or A.shape[-1] != B.shape[1]:
-        raise error("A", f"a last dimension of {B.shape[1]}, as B has", f"shape {tuple(A.shape)}")
-    _same_device(A, B=B)
+        raise error(a, f"a last dimension of {B.shape[1]}, as {b} has", f"shape {tuple(A.shape)}")
+    _same_device(A, **{b: B})
     return (*A.shape[:-1], B.shape[0])
 
 
@@ -436,15 +436,17 @@ def _check_epilogue(
     row_stats: Tensor,
     col_stats: Tensor,
     bias: Tensor | None,
+    rows: str = "row_stats",
+    columns: str = "col_stats",
 ) -> None:
-    _dtype("row_stats", row_stats, torch.float32)
-    _dtype("col_stats", col_stats, torch.float32)
-    _numel("row_stats", row_stats, math.prod(shape[:-1]), "one per row of A")
-    _numel("col_stats", col_stats, shape[-1], "one per row of B")
+    _dtype(rows, row_stats, torch.float32)
+    _dtype(columns, col_stats, torch.float32)
+    _numel(rows, row_stats, math.prod(shape[:-1]), "one per row of the product")
+    _numel(columns, col_stats, shape[-1], "one per column of the product")
     if bias is not None:
         _dtype("bias", bias, *FLOAT_DTYPES)
         _shape("bias", bias, (shape[-1],))
-    _same_device(first, row_stats=row_stats, col_stats=col_stats, bias=bias)
+    _same_device(first, **{rows: row_stats, columns: col_stats, "bias": bias})
 
 
 @operation(
@@ -505,8 +507,8 @@ def int8_mixed_scaled_mm(
     _dtype("A", A, *FLOAT_DTYPES)
     _matrix("A", A)
     _shape("CA", CA, A.shape)
-    shape = _check_int8_product(CA, CB)
-    _check_epilogue(CA, shape, SCA, SCB, bias)
+    shape = _check_int8_product(CA, CB, "CA", "CB")
+    _check_epilogue(CA, shape, SCA, SCB, bias, "SCA", "SCB")
     _same_device(A, CA=CA, outlier_cols=outlier_cols)
     columns = None
     if outlier_cols is not None:
@@ -547,25 +549,61 @@ def int8_linear(
 
 
 def _check_update(
-    optimizer_name: str, tensors: dict[str, Sequence[Tensor]], steps: Sequence[int]
+    optimizer_name: str,
+    g: Sequence[Tensor],
+    p: Sequence[Tensor],
+    steps: Sequence[int],
+    states: dict[str, Sequence[Tensor]],
+    state_dtype: torch.dtype,
 ) -> None:
     if optimizer_name not in OPTIMIZERS:
         raise error("optimizer_name", f"one of {OPTIMIZERS}", repr(optimizer_name))
-    count = len(tensors["p"])
-    for argument, values in {**tensors, "step": steps}.items():
-        if len(values) != count:
-            raise error(argument, f"{count} entries, one per parameter", len(values))
-    for i, p in enumerate(tensors["p"]):
-        _dtype(f"p[{i}]", p, *FLOAT_DTYPES)
-        g = tensors["g"][i]
-        _dtype(f"g[{i}]", g, *FLOAT_DTYPES)
-        _shape(f"g[{i}]", g, p.shape)
+    for argument, values in {"g": g, "step": steps, **states}.items():
+        if len(values) != len(p):
+            raise error(argument, f"{len(p)} entries, one per parameter", len(values))
+    # Hundreds of parameters come in one call: what is right is passed over quickly, and only what
+    # is not gets a name.
+    kinds = [(argument, values, argument.startswith("absmax")) for argument, values in states.items()]
+    for i, parameter in enumerate(p):
+        if parameter.dtype not in FLOAT_DTYPES or not parameter.is_contiguous():
+            _dtype(f"p[{i}]", parameter, *FLOAT_DTYPES)
+            raise error(f"p[{i}]", "a contiguous tensor", f"strides {parameter.stride()}")
+        shape, device = parameter.shape, parameter.device
+        gradient = g[i]
+        if (
+            gradient.dtype not in FLOAT_DTYPES
+            or gradient.shape != shape
+            or gradient.device != device
+        ):
+            _dtype(f"g[{i}]", gradient, *FLOAT_DTYPES)
+            _shape(f"g[{i}]", gradient, shape)
+            _same_device(parameter, **{f"g[{i}]": gradient})
         if steps[i] < 1:
             raise error(f"step[{i}]", "at least 1, counted from the first update", steps[i])
-        for argument, values in tensors.items():
-            if argument != "g" and not values[i].is_contiguous():
-                raise error(f"{argument}[{i}]", "a contiguous tensor", f"strides {p.stride()}")
-            _same_device(p, **{f"{argument}[{i}]": values[i]})
+        blocks = blocks_of(parameter.numel(), OPTIMIZER_BLOCKSIZE)
+        for argument, values, scale in kinds:
+            state = values[i]
+            if (
+                state.dtype is not (torch.float32 if scale else state_dtype)
+                or (state.numel() != blocks if scale else state.shape != shape)
+                or not state.is_contiguous()
+                or state.device != device
+            ):
+                _explain_state(f"{argument}[{i}]", state, parameter, state_dtype, scale=scale)
+
+
+def _explain_state(
+    argument: str, state: Tensor, p: Tensor, dtype: torch.dtype, *, scale: bool
+) -> None:
+    if scale:
+        _dtype(argument, state, torch.float32)
+        blocks = blocks_of(p.numel(), OPTIMIZER_BLOCKSIZE)
+        _numel(argument, state, blocks, f"one per {OPTIMIZER_BLOCKSIZE} elements")
+    else:
+        _dtype(argument, state, dtype)
+        _shape(argument, state, p.shape)
+    _same_device(p, **{argument: state})
+    raise error(argument, "a contiguous tensor", f"strides {state.stride()}")
 
 
 @operation(
@@ -593,11 +631,7 @@ def optimizer_update_32bit(
 ) -> None:
     """Update the parameters ``p`` and their float32 states in place, one call for the whole list."""
     states = {"state1": state1, "state2": state2}
-    _check_update(optimizer_name, {"g": g, "p": p, **states}, step)
-    for argument, values in states.items():
-        for i, state in enumerate(values):
-            _dtype(f"{argument}[{i}]", state, torch.float32)
-            _shape(f"{argument}[{i}]", state, p[i].shape)
+    _check_update(optimizer_name, g, p, step, states, torch.float32)
 
 
 @operation(
@@ -630,20 +664,11 @@ def optimizer_update_8bit_blockwise(
 ) -> None:
     """Like ``optimizer_update_32bit``, with uint8 states in blocks of 256 and their float32 absmax."""
     states = {"state1": state1, "state2": state2, "absmax1": absmax1, "absmax2": absmax2}
-    _check_update(optimizer_name, {"g": g, "p": p, **states}, step)
+    _check_update(optimizer_name, g, p, step, states, torch.uint8)
     _code("qmap1", qmap1)
     _code("qmap2", qmap2)
     if p:
         _same_device(p[0], qmap1=qmap1, qmap2=qmap2)
-    for i, parameter in enumerate(p):
-        blocks = blocks_of(parameter.numel(), OPTIMIZER_BLOCKSIZE)
-        for argument in ("state1", "state2"):
-            _dtype(f"{argument}[{i}]", states[argument][i], torch.uint8)
-            _shape(f"{argument}[{i}]", states[argument][i], parameter.shape)
-        for argument in ("absmax1", "absmax2"):
-            _dtype(f"{argument}[{i}]", states[argument][i], torch.float32)
-            why = f"one per {OPTIMIZER_BLOCKSIZE} elements"
-            _numel(f"{argument}[{i}]", states[argument][i], blocks, why)
 
 
 def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:

@@ -97,10 +97,10 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                  uint8_t* outliers, void* out, Stream stream);
 
 // Optimizers: one call updates all parameters that share their hyperparameters.
-void optimizer_update_32bit(OptimizerRule rule, const std::vector<ParameterUpdate>& parameters,
+void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream stream);
 void optimizer_update_8bit_blockwise(OptimizerRule rule,
-                                     const std::vector<ParameterUpdate>& parameters,
+                                     const ParameterUpdate* parameters, int64_t count,
                                      const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream stream);
 

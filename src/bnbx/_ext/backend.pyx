@@ -194,7 +194,8 @@ def optimizer_update_32bit(int rule, list g, list g_dtypes, list p, list p_dtype
         add_parameter(updates, g[i], g_dtypes[i], p[i], p_dtypes[i], state1[i], state2[i], 0, 0,
                       numel[i], step[i])
     with nogil:
-        k.optimizer_update_32bit(<k.OptimizerRule> rule, updates, h, <k.Stream> stream)
+        k.optimizer_update_32bit(<k.OptimizerRule> rule, updates.data(), updates.size(), h,
+                                 <k.Stream> stream)
 
 
 def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
@@ -207,5 +208,6 @@ def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, lis
         add_parameter(updates, g[i], g_dtypes[i], p[i], p_dtypes[i], state1[i], state2[i],
                       absmax1[i], absmax2[i], numel[i], step[i])
     with nogil:
-        k.optimizer_update_8bit_blockwise(<k.OptimizerRule> rule, updates, <const float*> qmap1,
-                                          <const float*> qmap2, h, <k.Stream> stream)
+        k.optimizer_update_8bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
+                                          <const float*> qmap1, <const float*> qmap2, h,
+                                          <k.Stream> stream)

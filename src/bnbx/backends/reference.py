@@ -42,7 +42,7 @@ def _nearest(values: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tens
 
     A value half-way between two entries takes the lower one. Blocks that are not finite get index 0.
     """
-    blocks = _in_blocks(values, blocksize)
+    blocks = _in_blocks(values, min(blocksize, max(values.numel(), 1)))
     absmax = _absmax(blocks)
     scaled = blocks * absmax.clamp(min=SMALLEST_ABSMAX).reciprocal().unsqueeze(1)
     index = torch.bucketize(scaled.clamp(-1, 1), (code[:-1] + code[1:]) / 2)
@@ -52,7 +52,8 @@ def _nearest(values: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tens
 
 def _scaled(values: Tensor, absmax: Tensor, blocksize: int) -> Tensor:
     """Return the flat float32 ``values`` times the absmax of their block."""
-    return values * absmax.repeat_interleave(blocksize)[: values.numel()]
+    block = torch.arange(values.numel(), device=values.device) // blocksize
+    return values * absmax.view(-1)[block]
 
 
 def quantize_4bit(

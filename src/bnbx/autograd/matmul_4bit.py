@@ -1,0 +1,130 @@
+"""Product with a 4-bit weight."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bnbx.autograd.rows import grad_of_bias
+from bnbx.functional.four_bit import gemm_4bit
+from bnbx.functional.outputs import into
+from bnbx.ops import error
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bnbx.functional.quant_state import QuantState
+
+
+def _multiply(
+    A: Tensor, B: Tensor, state: QuantState, bias: Tensor | None, transposed: bool
+) -> Tensor:
+    """Return ``A @ W.T + bias``, or ``A @ W + bias`` if transposed, W being decoded to A's dtype.
+
+    The gradient of one is the other.
+    """
+    if torch.is_grad_enabled() and (A.requires_grad or (bias is not None and bias.requires_grad)):
+        result: Tensor = _MatMul4Bit.apply(A, B, bias, state, transposed)  # type: ignore[no-untyped-call]
+        return result
+    return _product(A, B, state, bias, transposed)
+
+
+def _product(
+    A: Tensor, B: Tensor, state: QuantState, bias: Tensor | None, transposed: bool
+) -> Tensor:
+    if bias is not None and bias.dtype != A.dtype:
+        bias = bias.to(A.dtype)
+    if not transposed:
+        return gemm_4bit(A, B, state, bias)
+    weight = torch.ops.bnbx.dequantize_4bit.default(
+        B, state.float_absmax(), state.blocksize, state.quant_type, state.shape, A.dtype
+    )
+    return torch.nn.functional.linear(A, weight.t(), bias)
+
+
+class _MatMul4Bit(torch.autograd.Function):
+    """Keeps the packed weight, not the decoded one, between forward and backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, A: Tensor, B: Tensor, bias: Tensor | None, state: QuantState, transposed: bool
+    ) -> Tensor:
+        ctx.save_for_backward(B)
+        ctx.state = state
+        ctx.transposed = transposed
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _product(A, B, state, bias, transposed)
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor
+    ) -> tuple[Tensor | None, None, Tensor | None, None, None]:
+        grad_A = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            (B,) = ctx.saved_tensors
+            grad_A = _multiply(grad_output, B, ctx.state, None, not ctx.transposed)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_of_bias(grad_output, ctx.bias_dtype)
+        return grad_A, None, grad_bias, None, None
+
+
+def _is_transposed(A: Tensor, state: QuantState) -> bool:
+    """Whether the weight was quantized as ``[K, N]``; a square one counts as ``[N, K]``."""
+    rows, columns = state.shape
+    if rows == columns or A.shape[-1] != rows:
+        return False
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            f"matmul_4bit: the weight was quantized from a [K, N] tensor, {list(state.shape)}, "
+            "which is slow. Quantize its transpose, [N, K] (out_features, in_features).",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+    return True
+
+
+def matmul_4bit(
+    A: Tensor,
+    B: Tensor,
+    quant_state: QuantState,
+    out: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Multiply with a 4-bit weight W: ``A @ W.T + bias``, with gradients for A and the bias.
+
+    Parameters
+    ----------
+    A
+        float32, float16 or bfloat16 of shape ``(..., K)``.
+    B
+        The packed weight; also transposed, ``(1, elements)``.
+    quant_state
+        Its state, of shape ``(N, K)``. ``(K, N)`` works too, slowly and with a DeprecationWarning.
+    out
+        Written to and returned if given: of the result's shape and dtype.
+    bias
+        Of shape ``(N,)``; converted to A's dtype.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape ``(..., N)`` and A's dtype.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, or shapes, dtypes or devices do not fit together.
+
+    References
+    ----------
+    Dettmers et al. 2023, QLoRA, equations 5 and 6.
+    """
+    if quant_state is None:
+        raise error("quant_state", "the QuantState that quantize_4bit returned", None)
+    if len(quant_state.shape) != 2 or A.dim() < 1:
+        got = f"{tuple(quant_state.shape)} and A of shape {tuple(A.shape)}"
+        raise error("quant_state.shape", "(N, K), and A of shape (..., K)", got)
+    transposed = _is_transposed(A, quant_state)
+    return into("out", out, _multiply(A, B, quant_state, bias, transposed))

@@ -1,0 +1,152 @@
+"""LLM.int8() product, with the weight in int8 or quantized on the fly."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnbx.autograd.rows import grad_of_bias, rows_of
+from bnbx.functional.outputs import into
+from bnbx.ops import error
+
+_int8_linear = torch.ops.bnbx.int8_linear.default
+
+
+@dataclasses.dataclass(eq=False)
+class MatmulLtState:
+    """What ``matmul`` keeps of an int8 weight between calls.
+
+    Attributes
+    ----------
+    CB, SCB
+        The weight's codes, int8 of shape ``(N, K)``, and the float32 absmax of its rows.
+    threshold
+        Columns of the input with a magnitude of at least this stay in 16 bit; none at 0.
+    has_fp16_weights
+        Whether the weight given to ``matmul`` is the master copy, quantized anew in each call.
+    is_training, force_no_igemmlt, use_pool, outlier_pool, idx, SB, CxB
+        Other libraries set and read them; the product does not depend on them.
+    """
+
+    force_no_igemmlt: bool = False
+    CB: Tensor | None = None
+    CxB: Tensor | None = None
+    SB: Tensor | None = None
+    SCB: Tensor | None = None
+    outlier_pool: Any = None
+    threshold: float = 0.0
+    idx: Tensor | None = None
+    is_training: bool = True
+    has_fp16_weights: bool = True
+    use_pool: bool = False
+
+    def reset_grads(self) -> None:
+        """Forget the weight; the next product quantizes it again."""
+        self.CB = self.CxB = self.SB = self.SCB = None
+
+
+class _MatMul8bitLt(torch.autograd.Function):
+    """Straight-through gradients: those of the product with the decoded weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        A: Tensor,
+        B: Tensor,
+        bias: Tensor | None,
+        CB: Tensor,
+        SCB: Tensor,
+        threshold: float,
+    ) -> Tensor:
+        ctx.save_for_backward(CB, SCB, A if ctx.needs_input_grad[1] else None)
+        ctx.dtype_B = B.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        result: Tensor = _int8_linear(A, CB, SCB, threshold, bias)
+        return result
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_output: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        CB, SCB, A = ctx.saved_tensors
+        grad_A = grad_B = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            weight = torch.ops.bnbx.int8_vectorwise_dequant.default(CB, SCB)
+            grad_A = torch.matmul(grad_output, weight.to(grad_output.dtype))
+        if ctx.needs_input_grad[1]:
+            grad_B = torch.matmul(rows_of(grad_output).t(), rows_of(A)).to(ctx.dtype_B)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_of_bias(grad_output, ctx.bias_dtype)
+        return grad_A, grad_B, grad_bias, None, None, None
+
+
+def _quantized(B: Tensor, state: MatmulLtState) -> tuple[Tensor, Tensor]:
+    """Return the weight's codes and scales: the state's, or fresh ones."""
+    if not state.has_fp16_weights and state.CB is not None:
+        if state.SCB is None:
+            raise error("state.SCB", "the scales of state.CB", None)
+        return state.CB, state.SCB
+    if B.dtype == torch.int8:
+        raise error("B", "a floating point weight, because state.CB is None", B.dtype)
+    CB, SCB, _ = torch.ops.bnbx.int8_vectorwise_quant.default(B.detach())
+    if not state.has_fp16_weights:
+        state.CB, state.SCB = CB, SCB
+    return CB, SCB
+
+
+def matmul(
+    A: Tensor,
+    B: Tensor,
+    out: Tensor | None = None,
+    state: MatmulLtState | None = None,
+    threshold: float = 0.0,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Multiply with an int8 weight: ``A @ B.T + bias``, with gradients for A, the bias and B.
+
+    The rows of A are quantized to int8, all but the columns with outliers. The result does not
+    depend on ``state.is_training``.
+
+    Parameters
+    ----------
+    A
+        float32, float16 or bfloat16 of shape ``(..., K)``.
+    B
+        The weight, of shape ``(N, K)``. Read only where ``state.CB`` does not stand for it: it is
+        quantized in each call with ``state.has_fp16_weights``, else once, into the state.
+    out
+        Written to and returned if given: of the result's shape and dtype.
+    state
+        The int8 weight and the settings; by default one that quantizes B in each call.
+    threshold
+        If above 0, the new ``state.threshold``.
+    bias
+        float32, float16 or bfloat16 of shape ``(N,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape ``(..., N)`` and A's dtype.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices do not fit together.
+
+    References
+    ----------
+    Dettmers et al. 2022, LLM.int8(), section 3.
+    """
+    state = MatmulLtState() if state is None else state
+    if threshold > 0.0:
+        state.threshold = threshold
+    CB, SCB = _quantized(B, state)
+    needs_grad = A.requires_grad or B.requires_grad or (bias is not None and bias.requires_grad)
+    if needs_grad and torch.is_grad_enabled():
+        result: Tensor = _MatMul8bitLt.apply(A, B, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
+    else:
+        result = _int8_linear(A, CB, SCB, state.threshold, bias)
+    return into("out", out, result)

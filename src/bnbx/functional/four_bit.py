@@ -1,0 +1,257 @@
+"""4-bit quantization: NF4 and FP4, with plain or nested scales."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bnbx.codebooks import get_4bit_type
+from bnbx.functional.blockwise import nest
+from bnbx.functional.outputs import into
+from bnbx.functional.quant_state import QuantState
+from bnbx.ops import error
+
+#: Blocks of the scales of nested states, part of the format.
+NESTED_BLOCKSIZE = 256
+
+_gemm_4bit = torch.ops.bnbx.gemm_4bit.default
+
+
+def quantize_4bit(
+    A: Tensor,
+    absmax: Tensor | None = None,
+    out: Tensor | None = None,
+    blocksize: int | None = None,
+    compress_statistics: bool = False,
+    quant_type: str = "fp4",
+    quant_storage: torch.dtype = torch.uint8,
+) -> tuple[Tensor, QuantState]:
+    """Quantize a tensor to 4 bits, in blocks of consecutive elements that share one scale.
+
+    Parameters
+    ----------
+    A
+        float32, float16 or bfloat16, any shape.
+    absmax
+        Written to and used as the state's scales if given: float32 (uint8 with
+        ``compress_statistics``), one per block.
+    out
+        Written to and returned if given: of the result's shape and dtype.
+    blocksize
+        Elements per block: 32, 64 (the default), 128, 256, 512, 1024, 2048 or 4096.
+    compress_statistics
+        Whether the scales are quantized too, to 8 bits in blocks of 256.
+    quant_type
+        ``"nf4"`` or ``"fp4"``.
+    quant_storage
+        The dtype whose elements hold the codes: uint8, bfloat16, float16 or float32.
+
+    Returns
+    -------
+    torch.Tensor
+        Two codes to a byte, the first in the high bits, of shape ``(elements, 1)``.
+    QuantState
+        What ``dequantize_4bit`` and ``matmul_4bit`` need.
+
+    Raises
+    ------
+    ValueError
+        If a dtype, shape, type or the blocksize is wrong.
+
+    References
+    ----------
+    Dettmers et al. 2023, QLoRA, section 3.
+    """
+    blocksize = 64 if blocksize is None else blocksize
+    packed, scales = torch.ops.bnbx.quantize_4bit.default(A, blocksize, quant_type, quant_storage)
+    offset = state2 = None
+    if compress_statistics:
+        scales, offset, state2 = nest(scales, NESTED_BLOCKSIZE)
+    state = QuantState(
+        absmax=into("absmax", absmax, scales),
+        shape=A.shape,
+        code=get_4bit_type(quant_type, A.device),
+        blocksize=blocksize,
+        quant_type=quant_type,
+        dtype=A.dtype,
+        offset=offset,
+        state2=state2,
+    )
+    return into("out", out, packed), state
+
+
+def quantize_fp4(
+    A: Tensor,
+    absmax: Tensor | None = None,
+    out: Tensor | None = None,
+    blocksize: int | None = None,
+    compress_statistics: bool = False,
+    quant_storage: torch.dtype = torch.uint8,
+) -> tuple[Tensor, QuantState]:
+    """Quantize to FP4: ``quantize_4bit`` with ``quant_type="fp4"``."""
+    return quantize_4bit(A, absmax, out, blocksize, compress_statistics, "fp4", quant_storage)
+
+
+def quantize_nf4(
+    A: Tensor,
+    absmax: Tensor | None = None,
+    out: Tensor | None = None,
+    blocksize: int | None = None,
+    compress_statistics: bool = False,
+    quant_storage: torch.dtype = torch.uint8,
+) -> tuple[Tensor, QuantState]:
+    """Quantize to NF4: ``quantize_4bit`` with ``quant_type="nf4"``."""
+    return quantize_4bit(A, absmax, out, blocksize, compress_statistics, "nf4", quant_storage)
+
+
+def dequantize_4bit(
+    A: Tensor,
+    quant_state: QuantState | None = None,
+    absmax: Tensor | None = None,
+    out: Tensor | None = None,
+    blocksize: int | None = None,
+    quant_type: str = "fp4",
+) -> Tensor:
+    """Undo ``quantize_4bit``.
+
+    Parameters
+    ----------
+    A
+        The packed codes, in any shape and storage dtype.
+    quant_state
+        The state that ``quantize_4bit`` returned.
+    absmax, blocksize, quant_type
+        In place of a state, together with ``out``: scales, float32, one per block; elements per
+        block, by default 64; ``"nf4"`` or ``"fp4"``. Used only without ``quant_state``.
+    out
+        Written to and returned if given: contiguous, of the state's shape and dtype.
+
+    Returns
+    -------
+    torch.Tensor
+        Values of the state's shape and dtype; transposed if A is a packed weight transposed, of
+        shape ``(1, elements)``.
+
+    Raises
+    ------
+    ValueError
+        If neither state nor scales are given, or a dtype, shape or count is wrong.
+    """
+    if quant_state is None:
+        if absmax is None or out is None:
+            missing = "absmax" if absmax is None else "out"
+            raise error(missing, "a tensor, because there is no quant_state", None)
+        quant_state = QuantState(absmax, out.shape, None, blocksize or 64, quant_type, out.dtype)
+    arguments = (
+        A,
+        quant_state.float_absmax(),
+        quant_state.blocksize,
+        quant_state.quant_type,
+        quant_state.shape,
+        quant_state.dtype,
+    )
+    if out is None:
+        out = torch.ops.bnbx.dequantize_4bit.default(*arguments)
+    else:
+        torch.ops.bnbx.dequantize_4bit.out(*arguments, out=out)
+    # A single element is its own transpose and means nothing by it.
+    is_transposed = A.dim() == 2 and A.shape[0] == 1 and A.shape[1] > 1
+    return out.t() if is_transposed and out.dim() == 2 else out
+
+
+def dequantize_fp4(
+    A: Tensor,
+    quant_state: QuantState | None = None,
+    absmax: Tensor | None = None,
+    out: Tensor | None = None,
+    blocksize: int | None = None,
+) -> Tensor:
+    """Undo ``quantize_fp4``: ``dequantize_4bit`` with ``quant_type="fp4"``."""
+    return dequantize_4bit(A, quant_state, absmax, out, blocksize, "fp4")
+
+
+def dequantize_nf4(
+    A: Tensor,
+    quant_state: QuantState | None = None,
+    absmax: Tensor | None = None,
+    out: Tensor | None = None,
+    blocksize: int | None = None,
+) -> Tensor:
+    """Undo ``quantize_nf4``: ``dequantize_4bit`` with ``quant_type="nf4"``."""
+    return dequantize_4bit(A, quant_state, absmax, out, blocksize, "nf4")
+
+
+def gemm_4bit(A: Tensor, B: Tensor, state: QuantState, bias: Tensor | None = None) -> Tensor:
+    """Multiply with a 4-bit weight: ``A @ dequantize_4bit(B, state).T + bias``, without gradients.
+
+    Parameters
+    ----------
+    A
+        float32, float16 or bfloat16 of shape ``(..., K)``.
+    B
+        The packed weight, in any shape.
+    state
+        Its state, of shape ``(N, K)``; nested or not.
+    bias
+        Of shape ``(N,)`` and A's dtype.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape ``(..., N)`` and A's dtype.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices do not fit together.
+    """
+    result: Tensor
+    shape, blocksize, quant_type = state.shape, state.blocksize, state.quant_type
+    if not state.nested:
+        result = _gemm_4bit(A, B, shape, state.absmax, blocksize, quant_type, bias)
+    else:
+        state2 = state.state2
+        nested = (state.absmax, state2.code, state.offset, state2.blocksize)
+        result = _gemm_4bit(A, B, shape, state2.absmax, blocksize, quant_type, bias, *nested)
+    return result
+
+
+def gemv_4bit(
+    A: Tensor,
+    B: Tensor,
+    out: Tensor | None = None,
+    transposed_A: bool = False,
+    transposed_B: bool = False,
+    state: QuantState | None = None,
+) -> Tensor:
+    """Multiply with a 4-bit weight: ``A @ dequantize_4bit(B, state).T``, for any number of rows.
+
+    Parameters
+    ----------
+    A
+        float32, float16 or bfloat16 of shape ``(..., K)``.
+    B
+        The packed weight, in any shape.
+    out
+        Written to and returned if given: of the result's shape and dtype.
+    transposed_A, transposed_B
+        Must be False: the state says how the weight lies.
+    state
+        Its state, of shape ``(N, K)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape ``(..., N)`` and A's dtype.
+
+    Raises
+    ------
+    ValueError
+        If there is no state, a transposition is asked for, or shapes or dtypes are wrong.
+    """
+    if state is None:
+        raise error("state", "the QuantState that quantize_4bit returned", None)
+    for name, value in (("transposed_A", transposed_A), ("transposed_B", transposed_B)):
+        if value:
+            raise error(name, False, value, "Transpose A, or the weight before quantizing it.")
+    return into("out", out, gemm_4bit(A, B, state))
