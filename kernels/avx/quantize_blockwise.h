@@ -7,21 +7,47 @@
 
 namespace bnbx::cpu {
 
-// Finds the nearest entry for values in [-1, 1]. The top bits of a value (sign, exponent, six bits
-// of fraction) select a cell, whose first candidate is known beforehand; the boundaries that fall
-// into a cell are then compared with, at most `steps_` of them.
+// Finds the nearest entry for values in [-1, 1].
+//
+// The top 16 bits of a float (sign, exponent, seven bits of fraction) select a cell. In the codebooks
+// of the field a cell holds at most one boundary between entries, so one table entry says it all: the
+// index below the boundary, and the boundary's low 16 bits to compare the value's with. Where a cell
+// holds more (small floating-point formats), the table gives the first candidate and the boundaries
+// are compared with one by one.
 template <class V>
 class Encoder8 {
  public:
   explicit Encoder8(const float* code) {
     for (int i = 0; i < 255; ++i) bounds_[i] = (code[i] + code[i + 1]) / 2.0f;
     bounds_[255] = 3.0e38f;
-    steps_ = mark_cells();
+    int index = 0;
+    for (int cell = 0; cell < 2 * kCells; ++cell) {
+      const int first = index;
+      const float upper = upper_edge(cell);
+      const bool closed = cell < kCells - 1;  // a negative cell holds its upper edge
+      while (index < 255 && (bounds_[index] < upper || (closed && bounds_[index] == upper))) ++index;
+      const int inside = index - first;
+      if (inside > steps_) steps_ = inside;
+      // A cell at the ends or around zero holds more than one pattern of the top bits.
+      const bool merged = cell % kCells == 0 || cell % kCells == kCells - 1;
+      if (inside > 1 || (inside == 1 && merged)) one_boundary_ = false;
+      const uint32_t low = inside == 0 ? 0xffffu : order(float_bits(bounds_[first])) & 0xffffu;
+      cells_[cell] = static_cast<int32_t>(static_cast<uint32_t>(first) << 16 | low);
+    }
   }
 
   typename V::I32 operator()(typename V::F32 x) const {
     using I32 = typename V::I32;
-    I32 index = V::gather(first_, cell(V::bits(x), V::abs_bits(x)));
+    const I32 bits = V::bits(x);
+    const I32 sign = V::template shift_right<31>(bits);
+    const I32 top = V::template shift_right<16>(V::abs_bits(x)) + I32(-kSmallest);
+    const I32 cell = (V::min(V::max(top, I32(0)), I32(kCells - 1)) ^ sign) + I32(kCells);
+    const I32 entry = V::gather(cells_, cell);
+    I32 index = V::template shift_right<16>(entry);
+    if (one_boundary_) {
+      const I32 low = I32(0xffff);
+      return index + V::where_greater((bits ^ sign) & low, entry & low, 1);
+    }
     for (int i = 0; i < steps_; ++i) {
       index = index + V::where_greater(x, V::gather(bounds_, index), 1);
     }
@@ -29,43 +55,25 @@ class Encoder8 {
   }
 
  private:
-  static constexpr int kShift = 17;                  // 23 bits of fraction, 6 kept
-  static constexpr int kSmallest = (127 - 24) << 6;  // 2^-24; smaller magnitudes share its cell
-  static constexpr int kCells = (24 << 6) + 1;       // of one sign, up to 1.0
+  static constexpr int kSmallest = (127 - 24) << 7;  // 2^-24; smaller magnitudes share its cell
+  static constexpr int kCells = (24 << 7) + 1;       // of one sign, up to 1.0
 
-  static typename V::I32 cell(typename V::I32 bits, typename V::I32 magnitude) {
-    using I32 = typename V::I32;
-    const I32 top = V::template shift_right<kShift>(magnitude) + I32(-kSmallest);
-    const I32 positive = V::min(V::max(top, I32(0)), I32(kCells - 1));
-    // Negative values: the same cells, counted downwards from the middle.
-    return V::where_negative(bits, I32(kCells - 1) - positive, positive + I32(kCells));
-  }
+  // Bits whose lower 16 ascend with the value, for negative values too.
+  static uint32_t order(uint32_t bits) { return (bits & 0x80000000u) != 0 ? ~bits : bits; }
 
-  // Lower edge of a cell.
-  static float edge(int cell) {
-    if (cell == 0) return -3.0e38f;
-    if (cell < kCells) {  // negative; the edge is the larger magnitude, which is not in the cell
-      return -bits_float(static_cast<uint32_t>(kCells - cell + kSmallest) << kShift);
-    }
-    if (cell == kCells) return 0.0f;
-    return bits_float(static_cast<uint32_t>(cell - kCells + kSmallest) << kShift);
-  }
-
-  // Sets the first candidate of each cell; returns the largest number of boundaries in one.
-  int mark_cells() {
-    int index = 0, most = 0, previous = 0;
-    for (int c = 0; c < 2 * kCells; ++c) {
-      while (index < 255 && bounds_[index] < edge(c)) ++index;
-      first_[c] = static_cast<uint8_t>(index);
-      if (c > 0 && index - previous > most) most = index - previous;
-      previous = index;
-    }
-    return most > 255 - previous ? most : 255 - previous;
+  // Cells ascend: negative values first, by falling magnitude, then positive ones.
+  static float upper_edge(int cell) {
+    if (cell == 2 * kCells - 1) return 3.0e38f;
+    if (cell == kCells - 1) return 0.0f;
+    const int magnitude = cell < kCells ? kCells - 1 - cell : cell + 1 - kCells;
+    const float edge = bits_float(static_cast<uint32_t>(magnitude + kSmallest) << 16);
+    return cell < kCells ? -edge : edge;
   }
 
   float bounds_[256];
-  uint8_t first_[2 * kCells + 3] = {};
-  int steps_;
+  int32_t cells_[2 * kCells];  // index of the first candidate, then the boundary's low bits
+  int steps_ = 0;              // most boundaries in a cell
+  bool one_boundary_ = true;
 };
 
 // Quantizes one block; returns its absmax.

@@ -31,6 +31,8 @@ static inline F32 operator/(F32 a, F32 b) { return _mm256_div_ps(a.v, b.v); }
 static inline I32 operator+(I32 a, I32 b) { return _mm256_add_epi32(a.v, b.v); }
 static inline I32 operator-(I32 a, I32 b) { return _mm256_sub_epi32(a.v, b.v); }
 static inline I32 operator|(I32 a, I32 b) { return _mm256_or_si256(a.v, b.v); }
+static inline I32 operator&(I32 a, I32 b) { return _mm256_and_si256(a.v, b.v); }
+static inline I32 operator^(I32 a, I32 b) { return _mm256_xor_si256(a.v, b.v); }
 static inline F32 sqrt(F32 a) { return _mm256_sqrt_ps(a.v); }
 
 struct Vec {
@@ -119,10 +121,8 @@ struct Vec {
   }
 
   static F32 gather(const float* base, I32 index) { return _mm256_i32gather_ps(base, index.v, 4); }
-  static I32 gather(const uint8_t* base, I32 index) {
-    return _mm256_and_si256(
-        _mm256_i32gather_epi32(reinterpret_cast<const int*>(base), index.v, 1),
-        _mm256_set1_epi32(255));
+  static I32 gather(const int32_t* base, I32 index) {
+    return _mm256_i32gather_epi32(base, index.v, 4);
   }
 
   static F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a.v, b.v, c.v); }
@@ -140,8 +140,8 @@ struct Vec {
     return _mm256_and_si256(_mm256_castps_si256(_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)),
                             _mm256_set1_epi32(value));
   }
-  static I32 where_negative(I32 a, I32 b, I32 c) {
-    return _mm256_blendv_epi8(c.v, b.v, _mm256_srai_epi32(a.v, 31));
+  static I32 where_greater(I32 a, I32 b, int32_t value) {
+    return _mm256_and_si256(_mm256_cmpgt_epi32(a.v, b.v), _mm256_set1_epi32(value));
   }
   static F32 zero_outliers(F32 a, float threshold) {
     const __m256 magnitude = _mm256_castsi256_ps(abs_bits(a).v);

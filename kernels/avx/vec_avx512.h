@@ -31,6 +31,8 @@ static inline F32 operator/(F32 a, F32 b) { return _mm512_div_ps(a.v, b.v); }
 static inline I32 operator+(I32 a, I32 b) { return _mm512_add_epi32(a.v, b.v); }
 static inline I32 operator-(I32 a, I32 b) { return _mm512_sub_epi32(a.v, b.v); }
 static inline I32 operator|(I32 a, I32 b) { return _mm512_or_si512(a.v, b.v); }
+static inline I32 operator&(I32 a, I32 b) { return _mm512_and_si512(a.v, b.v); }
+static inline I32 operator^(I32 a, I32 b) { return _mm512_xor_si512(a.v, b.v); }
 static inline F32 sqrt(F32 a) { return _mm512_sqrt_ps(a.v); }
 
 // `Isa` only gives the functions a name of their own for each file that is compiled with other flags.
@@ -102,8 +104,8 @@ struct Vec {
   }
 
   static F32 gather(const float* base, I32 index) { return _mm512_i32gather_ps(index.v, base, 4); }
-  static I32 gather(const uint8_t* base, I32 index) {
-    return _mm512_and_si512(_mm512_i32gather_epi32(index.v, base, 1), _mm512_set1_epi32(255));
+  static I32 gather(const int32_t* base, I32 index) {
+    return _mm512_i32gather_epi32(index.v, base, 4);
   }
 
   static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
@@ -120,8 +122,8 @@ struct Vec {
   static I32 where_greater(F32 a, F32 b, int32_t value) {
     return _mm512_maskz_set1_epi32(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ), value);
   }
-  static I32 where_negative(I32 a, I32 b, I32 c) {
-    return _mm512_mask_blend_epi32(_mm512_movepi32_mask(a.v), c.v, b.v);
+  static I32 where_greater(I32 a, I32 b, int32_t value) {
+    return _mm512_maskz_set1_epi32(_mm512_cmpgt_epi32_mask(a.v, b.v), value);
   }
   static F32 zero_outliers(F32 a, float threshold) {
     const __m512 magnitude = _mm512_castsi512_ps(abs_bits(a).v);

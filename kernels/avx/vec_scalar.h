@@ -1,7 +1,7 @@
 // The vector vocabulary in plain C++: what every machine runs, and the meaning of each word.
 //
 // A vocabulary is a struct with the types F32 and I32 of kWidth lanes and the static functions below.
-// Kernels are templates over it. F32 has + - * /, I32 has + - and |.
+// Kernels are templates over it. F32 has + - * /, I32 has + - & | ^.
 #pragma once
 
 #include <cmath>
@@ -59,6 +59,12 @@ static inline I32 operator-(I32 a, I32 b) {
 }
 static inline I32 operator|(I32 a, I32 b) {
   return map<I32>(a, b, [](int32_t x, int32_t y) { return x | y; });
+}
+static inline I32 operator&(I32 a, I32 b) {
+  return map<I32>(a, b, [](int32_t x, int32_t y) { return x & y; });
+}
+static inline I32 operator^(I32 a, I32 b) {
+  return map<I32>(a, b, [](int32_t x, int32_t y) { return x ^ y; });
 }
 static inline F32 sqrt(F32 a) {
   return map<F32>(a, a, [](float x, float) { return ::sqrtf(x); });
@@ -134,8 +140,7 @@ struct Vec {
     for (int i = 0; i < kWidth; ++i) out.v[i] = base[index.v[i]];
     return out;
   }
-  // Bytes, of which each lane reads four: the table needs three bytes of padding.
-  static I32 gather(const uint8_t* base, I32 index) {
+  static I32 gather(const int32_t* base, I32 index) {
     I32 out;
     for (int i = 0; i < kWidth; ++i) out.v[i] = base[index.v[i]];
     return out;
@@ -169,11 +174,8 @@ struct Vec {
   static I32 where_greater(F32 a, F32 b, int32_t value) {
     return map<I32>(a, b, [value](float x, float y) { return x > y ? value : 0; });
   }
-  // a < 0 ? b : c
-  static I32 where_negative(I32 a, I32 b, I32 c) {
-    I32 out;
-    for (int i = 0; i < kWidth; ++i) out.v[i] = a.v[i] < 0 ? b.v[i] : c.v[i];
-    return out;
+  static I32 where_greater(I32 a, I32 b, int32_t value) {
+    return map<I32>(a, b, [value](int32_t x, int32_t y) { return x > y ? value : 0; });
   }
   // |a| >= threshold ? 0 : a, NaN stays
   static F32 zero_outliers(F32 a, float threshold) {
