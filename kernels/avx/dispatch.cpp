@@ -81,7 +81,7 @@ void select_isa(const std::string& name) { active().store(&find(name)); }
 
 std::vector<std::string> operations() {
   return {"quantize_4bit",           "dequantize_4bit",      "dequantize_4bit.out",
-          "gemm_4bit",               "quantize_blockwise",   "dequantize_blockwise",
+          "gemm_4bit",               "gemm_4bit_transposed", "quantize_blockwise",   "dequantize_blockwise",
           "dequantize_blockwise.out", "int8_vectorwise_quant", "int8_vectorwise_dequant",
           "int8_double_quant",       "int8_linear_matmul",   "int8_linear_matmul.out",
           "int8_mm_dequant",         "int8_scaled_mm",       "int8_mixed_scaled_mm",
@@ -103,6 +103,12 @@ void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, cons
                const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
                Stream stream) {
   kernels().gemm_4bit(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
+}
+
+void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
+                          const uint8_t* B, const BlockScales& scales, QuantType quant_type,
+                          void* out, Stream stream) {
+  kernels().gemm_4bit_transposed(A, dtype, M, N, K, B, scales, quant_type, out, stream);
 }
 
 void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,

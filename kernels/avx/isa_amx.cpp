@@ -1,5 +1,6 @@
 // AVX-512 with VBMI, VNNI and BF16, and AMX tiles for products of more than a few rows.
 #include "avx/gemm_4bit_amx.h"
+#include "avx/gemm_4bit_transposed_amx.h"
 #include "avx/gemv_4bit_bf16.h"
 #include "avx/int8_product_amx.h"
 #include "avx/kernels_of.h"
@@ -19,9 +20,18 @@ static void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t 
   cpu::gemm_4bit<Vec>(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
 }
 
+static void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
+                                 const uint8_t* B, const BlockScales& scales, QuantType quant_type,
+                                 void* out, Stream stream) {
+  const cpu::Product4 product{A, dtype, M, N, K, B, scales, quant_type, nullptr, out};
+  if (cpu::gemm_4bit_transposed_amx<Vec>(product)) return;
+  cpu::gemm_4bit_transposed<Vec>(A, dtype, M, N, K, B, scales, quant_type, out, stream);
+}
+
 static constexpr KernelTable make_table() {
   KernelTable table = cpu::table_of<Vec>();
   table.gemm_4bit = &gemm_4bit;
+  table.gemm_4bit_transposed = &gemm_4bit_transposed;
   table.int8_linear_matmul = &cpu::int8_linear_matmul<Vec, cpu::TileProduct<Vec>>;
   table.int8_scaled_mm = &cpu::int8_scaled_mm<Vec, cpu::TileProduct<Vec>>;
   table.int8_mixed_scaled_mm = &cpu::int8_mixed_scaled_mm<Vec, cpu::TileProduct<Vec>>;

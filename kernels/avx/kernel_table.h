@@ -9,6 +9,7 @@ struct KernelTable {
   decltype(&bnbx::quantize_4bit) quantize_4bit;
   decltype(&bnbx::dequantize_4bit) dequantize_4bit;
   decltype(&bnbx::gemm_4bit) gemm_4bit;
+  decltype(&bnbx::gemm_4bit_transposed) gemm_4bit_transposed;
   decltype(&bnbx::quantize_blockwise) quantize_blockwise;
   decltype(&bnbx::dequantize_blockwise) dequantize_blockwise;
   decltype(&bnbx::int8_vectorwise_quant) int8_vectorwise_quant;

@@ -4,6 +4,7 @@
 #include "avx/dequantize_4bit.h"
 #include "avx/dequantize_blockwise.h"
 #include "avx/gemm_4bit.h"
+#include "avx/gemm_4bit_transposed.h"
 #include "avx/int8_product.h"
 #include "avx/int8_vectorwise_quant.h"
 #include "avx/kernel_table.h"
@@ -20,6 +21,7 @@ static constexpr KernelTable table_of() {
       &quantize_4bit<V>,
       &dequantize_4bit<V>,
       &gemm_4bit<V>,
+      &gemm_4bit_transposed<V>,
       &quantize_blockwise<V>,
       &dequantize_blockwise<V>,
       &int8_vectorwise_quant<V>,

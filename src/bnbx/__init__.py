@@ -4,17 +4,22 @@ The names are those of bitsandbytes: ``import bnbx as bnb``.
 """
 
 import bnbx.backends  # noqa: F401 (registers the kernels before anything can call them)
-from bnbx import functional, optim, utils
+from bnbx import functional, nn, optim, utils
 from bnbx.autograd import MatmulLtState, matmul, matmul_4bit
+from bnbx.quantize import QuantizationReport, dequantize_, quantize_
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MatmulLtState",
+    "QuantizationReport",
     "__version__",
+    "dequantize_",
     "functional",
     "matmul",
     "matmul_4bit",
+    "nn",
     "optim",
+    "quantize_",
     "utils",
 ]

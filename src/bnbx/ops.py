@@ -237,6 +237,56 @@ def gemm_4bit(
     With ``absmax_8bit`` the scale of block ``i`` is ``absmax_code[absmax_8bit[i]] *
     absmax[i // absmax_blocksize] + absmax_offset``; without, it is ``absmax[i]``.
     """
+    N, K = _check_weight_4bit(A, B, shapeB, absmax, blocksize, quant_type)
+    if A.dim() < 1 or A.shape[-1] != K:
+        raise error("A", f"a last dimension of {K}, the weight's K", f"shape {tuple(A.shape)}")
+    blocks = blocks_of(N * K, blocksize)
+    _check_scales(
+        A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize
+    )
+    if bias is not None:
+        _dtype("bias", bias, A.dtype)
+        _shape("bias", bias, (N,))
+        _same_device(A, bias=bias)
+    return A.new_empty((*A.shape[:-1], N))
+
+
+@operation(
+    "gemm_4bit_transposed(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, "
+    "str quant_type, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
+    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+)
+def gemm_4bit_transposed(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    """``A @ dequantize(B)`` of shape ``(*A.shape[:-1], K)``: the gradient of ``gemm_4bit`` for its A."""
+    N, K = _check_weight_4bit(A, B, shapeB, absmax, blocksize, quant_type)
+    if A.dim() < 1 or A.shape[-1] != N:
+        raise error("A", f"a last dimension of {N}, the weight's N", f"shape {tuple(A.shape)}")
+    blocks = blocks_of(N * K, blocksize)
+    _check_scales(
+        A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize
+    )
+    return A.new_empty((*A.shape[:-1], K))
+
+
+def _check_weight_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+) -> tuple[int, int]:
     _dtype("A", A, *FLOAT_DTYPES)
     _dtype("B", B, torch.uint8, *FLOAT_DTYPES)
     _dtype("absmax", absmax, torch.float32)
@@ -244,27 +294,25 @@ def gemm_4bit(
     if len(shapeB) != 2:
         raise error("shapeB", "two sizes, (N, K)", tuple(shapeB))
     N, K = shapeB
-    if A.dim() < 1 or A.shape[-1] != K:
-        raise error("A", f"a last dimension of {K}, the weight's K", f"shape {tuple(A.shape)}")
     _packed_4bit("B", B, N * K)
-    blocks = blocks_of(N * K, blocksize)
+    _same_device(A, B=B, absmax=absmax)
+    return N, K
+
+
+def _check_scales(
+    A: Tensor,
+    blocks: int,
+    absmax: Tensor,
+    absmax_8bit: Tensor | None,
+    code: Tensor | None,
+    offset: Tensor | None,
+    blocksize: int,
+) -> None:
     if absmax_8bit is None:
         _numel("absmax", absmax, blocks, "one per block")
-    else:
-        _check_nested(absmax_8bit, absmax, absmax_code, absmax_offset, absmax_blocksize, blocks)
-    if bias is not None:
-        _dtype("bias", bias, A.dtype)
-        _shape("bias", bias, (N,))
-    _same_device(
-        A,
-        B=B,
-        absmax=absmax,
-        bias=bias,
-        absmax_8bit=absmax_8bit,
-        absmax_code=absmax_code,
-        absmax_offset=absmax_offset,
-    )
-    return A.new_empty((*A.shape[:-1], N))
+        return
+    _check_nested(absmax_8bit, absmax, code, offset, blocksize, blocks)
+    _same_device(A, absmax_8bit=absmax_8bit, absmax_code=code, absmax_offset=offset)
 
 
 def _check_nested(

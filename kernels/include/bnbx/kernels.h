@@ -62,6 +62,11 @@ void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, cons
                const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
                Stream stream);
 
+// out (M, K) = A (M, N) times B (N, K): the gradient of gemm_4bit with respect to its A.
+void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
+                          const uint8_t* B, const BlockScales& scales, QuantType quant_type,
+                          void* out, Stream stream);
+
 // Blockwise 8-bit: `code` is a codebook of 256 ascending entries.
 void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,
                         int64_t blocksize, uint8_t* out, float* absmax, Stream stream);

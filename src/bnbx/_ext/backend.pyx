@@ -50,10 +50,9 @@ def dequantize_4bit(uintptr_t A, uintptr_t absmax, int64_t n, int64_t blocksize,
                           <k.Stream> stream)
 
 
-def gemm_4bit(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr_t B,
-              uintptr_t absmax, int64_t blocksize, int quant_type, uintptr_t bias,
-              uintptr_t absmax_8bit, uintptr_t absmax_code, uintptr_t absmax_offset,
-              int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
+cdef k.BlockScales make_scales(uintptr_t absmax, int64_t blocksize, uintptr_t absmax_8bit,
+                               uintptr_t absmax_code, uintptr_t absmax_offset,
+                               int64_t absmax_blocksize) noexcept:
     cdef k.BlockScales scales
     scales.absmax = <const float*> absmax
     scales.blocksize = blocksize
@@ -61,9 +60,29 @@ def gemm_4bit(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr_t
     scales.absmax_code = <const float*> absmax_code
     scales.absmax_offset = <const float*> absmax_offset
     scales.absmax_blocksize = absmax_blocksize
+    return scales
+
+
+def gemm_4bit(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr_t B,
+              uintptr_t absmax, int64_t blocksize, int quant_type, uintptr_t bias,
+              uintptr_t absmax_8bit, uintptr_t absmax_code, uintptr_t absmax_offset,
+              int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
+    cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
+                                            absmax_offset, absmax_blocksize)
     with nogil:
         k.gemm_4bit(<const void*> A, <k.DType> dtype, M, N, K, <const uint8_t*> B, scales,
                     <k.QuantType> quant_type, <const void*> bias, <void*> out, <k.Stream> stream)
+
+
+def gemm_4bit_transposed(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr_t B,
+                         uintptr_t absmax, int64_t blocksize, int quant_type,
+                         uintptr_t absmax_8bit, uintptr_t absmax_code, uintptr_t absmax_offset,
+                         int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
+    cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
+                                            absmax_offset, absmax_blocksize)
+    with nogil:
+        k.gemm_4bit_transposed(<const void*> A, <k.DType> dtype, M, N, K, <const uint8_t*> B,
+                               scales, <k.QuantType> quant_type, <void*> out, <k.Stream> stream)
 
 
 def quantize_blockwise(uintptr_t A, int dtype, int64_t n, uintptr_t code, int64_t blocksize,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bnbx.autograd.rows import grad_of_bias
-from bnbx.functional.four_bit import gemm_4bit
+from bnbx.functional.four_bit import gemm_4bit, gemm_4bit_transposed
 from bnbx.functional.outputs import into
 from bnbx.ops import error
 
@@ -38,10 +38,8 @@ def _product(
         bias = bias.to(A.dtype)
     if not transposed:
         return gemm_4bit(A, B, state, bias)
-    weight = torch.ops.bnbx.dequantize_4bit.default(
-        B, state.float_absmax(), state.blocksize, state.quant_type, state.shape, A.dtype
-    )
-    return torch.nn.functional.linear(A, weight.t(), bias)
+    product = gemm_4bit_transposed(A, B, state)
+    return product if bias is None else product + bias
 
 
 class _MatMul4Bit(torch.autograd.Function):

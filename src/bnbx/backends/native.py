@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,7 +123,7 @@ class NativeBackend:
         self.ext.gemm_4bit(
             A.data_ptr(),
             DTYPES[A.dtype],
-            A.numel() // K if K else out.numel() // max(N, 1),
+            math.prod(A.shape[:-1]),
             N,
             K,
             B.data_ptr(),
@@ -130,6 +131,43 @@ class NativeBackend:
             blocksize,
             QUANT_TYPES[quant_type],
             _pointer(bias),
+            _pointer(absmax_8bit),
+            _pointer(absmax_code),
+            _pointer(absmax_offset),
+            absmax_blocksize,
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return out
+
+    def gemm_4bit_transposed(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        absmax_blocksize: int = 256,
+    ) -> Tensor:
+        A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        if absmax_8bit is not None and absmax_code is not None:
+            absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+        N, K = shapeB
+        self.ext.gemm_4bit_transposed(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            math.prod(A.shape[:-1]),
+            N,
+            K,
+            B.data_ptr(),
+            absmax.data_ptr(),
+            blocksize,
+            QUANT_TYPES[quant_type],
             _pointer(absmax_8bit),
             _pointer(absmax_code),
             _pointer(absmax_offset),

@@ -111,12 +111,40 @@ def gemm_4bit(
     absmax_offset: Tensor | None = None,
     absmax_blocksize: int = 256,
 ) -> Tensor:
-    if absmax_8bit is not None:
-        assert absmax_code is not None and absmax_offset is not None  # noqa: PT018, S101 (checked)
-        absmax = _scaled(absmax_code[absmax_8bit.view(-1).int()], absmax, absmax_blocksize)
-        absmax = absmax + absmax_offset
-    weight = dequantize_4bit(B, absmax, blocksize, quant_type, shapeB, A.dtype)
+    nested = (absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    scales = _scales(absmax, *nested)
+    weight = dequantize_4bit(B, scales, blocksize, quant_type, shapeB, A.dtype)
     return torch.nn.functional.linear(A, weight, bias)
+
+
+def gemm_4bit_transposed(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    nested = (absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    scales = _scales(absmax, *nested)
+    return A @ dequantize_4bit(B, scales, blocksize, quant_type, shapeB, A.dtype)
+
+
+def _scales(
+    absmax: Tensor,
+    absmax_8bit: Tensor | None,
+    code: Tensor | None,
+    offset: Tensor | None,
+    blocksize: int,
+) -> Tensor:
+    """Return one scale per block of 4-bit codes, from plain or from nested absmax."""
+    if absmax_8bit is None or code is None or offset is None:
+        return absmax
+    return _scaled(code[absmax_8bit.view(-1).int()], absmax, blocksize) + offset
 
 
 def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from bnbx.ops import error
 NESTED_BLOCKSIZE = 256
 
 _gemm_4bit = torch.ops.bnbx.gemm_4bit.default
+_gemm_4bit_transposed = torch.ops.bnbx.gemm_4bit_transposed.default
 
 
 def quantize_4bit(
@@ -205,15 +208,50 @@ def gemm_4bit(A: Tensor, B: Tensor, state: QuantState, bias: Tensor | None = Non
     ValueError
         If shapes, dtypes or devices do not fit together.
     """
-    result: Tensor
-    shape, blocksize, quant_type = state.shape, state.blocksize, state.quant_type
-    if not state.nested:
-        result = _gemm_4bit(A, B, shape, state.absmax, blocksize, quant_type, bias)
-    else:
-        state2 = state.state2
-        nested = (state.absmax, state2.code, state.offset, state2.blocksize)
-        result = _gemm_4bit(A, B, shape, state2.absmax, blocksize, quant_type, bias, *nested)
+    absmax, nested = _kernel_scales(state)
+    result: Tensor = _gemm_4bit(
+        A, B, state.shape, absmax, state.blocksize, state.quant_type, bias, *nested
+    )
     return result
+
+
+def gemm_4bit_transposed(A: Tensor, B: Tensor, state: QuantState) -> Tensor:
+    """Multiply with a 4-bit weight: ``A @ dequantize_4bit(B, state)``, without gradients.
+
+    It is what the gradient of ``gemm_4bit`` for its input needs.
+
+    Parameters
+    ----------
+    A
+        float32, float16 or bfloat16 of shape ``(..., N)``.
+    B
+        The packed weight, in any shape.
+    state
+        Its state, of shape ``(N, K)``; nested or not.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape ``(..., K)`` and A's dtype.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices do not fit together.
+    """
+    absmax, nested = _kernel_scales(state)
+    result: Tensor = _gemm_4bit_transposed(
+        A, B, state.shape, absmax, state.blocksize, state.quant_type, *nested
+    )
+    return result
+
+
+def _kernel_scales(state: QuantState) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return the ops' argument absmax, and the arguments that say how it is nested."""
+    if not state.nested:
+        return state.absmax, ()
+    state2 = state.state2
+    return state2.absmax, (state.absmax, state2.code, state.offset, state2.blocksize)
 
 
 def gemv_4bit(

@@ -1,0 +1,132 @@
+"""Which layers of a model can be quantized, and why the others cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from bnbx.nn.module import QuantizedModule
+from bnbx.ops import FLOAT_DTYPES, error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+    from torch.nn import Module
+
+    Skip = str | Sequence[str] | Callable[[str, Module], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A layer by its names in the model; layers with the same weight have the same ``tie``."""
+
+    names: tuple[str, ...]
+    tie: tuple[Any, ...]
+
+
+def plan(
+    model: Module, skip: Skip, *, untie: bool
+) -> tuple[list[Layer], dict[str, str], tuple[str, ...]]:
+    """Return the layers to quantize, the others with a reason, and what of ``skip`` was not used.
+
+    It holds no reference to a module or a weight, which would keep it in memory.
+    """
+    entries = [skip] if isinstance(skip, str) else [] if callable(skip) else list(skip)
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise error("skip", "names, or a function of name and module", repr(entry))
+    unused = dict.fromkeys(entries)
+    chosen: list[Layer] = []
+    skipped: dict[str, str] = {}
+    for names in names_of_modules(model, torch.nn.Module):
+        module = model.get_submodule(names[0])
+        if not _looks_linear(module):
+            continue
+        matched = [entry for entry in entries if any(_is_named(n, entry) for n in names)]
+        for entry in matched:
+            unused.pop(entry, None)
+        if matched or (callable(skip) and skip(names[0], module)):
+            reason = f"skip entry {matched[0]!r}" if matched else "skip"
+        else:
+            reason = _reason_to_leave(module)
+        if reason:
+            skipped[names[0]] = reason
+        else:
+            chosen.append(Layer(names, _tie(cast("Tensor", module.weight))))
+    if not untie:
+        chosen = _without_tied(model, chosen, skipped)
+    return chosen, skipped, tuple(unused)
+
+
+def names_of_modules(model: Module, kind: Any) -> list[tuple[str, ...]]:
+    """Return all names of each module of a kind."""
+    names: dict[Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, kind):
+            names.setdefault(module, []).append(name)
+    return [tuple(of_one) for of_one in names.values()]
+
+
+def _is_named(name: str, entry: str) -> bool:
+    """Whether ``entry`` is a run of whole parts of the dotted name, or a pattern for all of it."""
+    return f".{entry}." in f".{name}." or fnmatch.fnmatchcase(name, entry)
+
+
+def _own_parameters(module: Module) -> dict[str, torch.nn.Parameter]:
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
+
+
+def _looks_linear(module: Module) -> bool:
+    if isinstance(module, torch.nn.Linear):
+        return True
+    weight = _own_parameters(module).get("weight")
+    is_embedding = isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag)
+    return weight is not None and weight.dim() == 2 and not is_embedding
+
+
+def _reason_to_leave(module: Module) -> str:
+    """Return why a layer that looks linear cannot be quantized; nothing if it can."""
+    kind = type(module)
+    if isinstance(module, QuantizedModule):
+        return "it is quantized"
+    if not isinstance(module, torch.nn.Linear):
+        return f"it is a {kind.__name__}, not a torch.nn.Linear"
+    if kind.forward is not torch.nn.Linear.forward or "forward" in vars(module):
+        return f"it is a {kind.__name__} with a forward of its own"
+    if isinstance(module, torch.nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return "the module that it belongs to reads its weight directly"
+    return _reason_of_weight(_own_parameters(module).get("weight"))
+
+
+def _reason_of_weight(weight: Tensor | None) -> str:
+    if weight is None or type(weight) is not torch.nn.Parameter:
+        return "its weight is not a plain parameter"
+    if weight.is_meta:
+        return "its weight is on the meta device"
+    if weight.dtype not in FLOAT_DTYPES:
+        return f"its weight is {weight.dtype}"
+    return "" if weight.numel() else "its weight is empty"
+
+
+def _tie(weight: Tensor) -> tuple[Any, ...]:
+    """Return what two parameters have in common if they are the same, or the same memory."""
+    return weight.device, weight.data_ptr(), tuple(weight.shape), weight.stride(), weight.dtype
+
+
+def _without_tied(model: Module, chosen: list[Layer], skipped: dict[str, str]) -> list[Layer]:
+    """Return the layers whose weight is only theirs, and add the others to ``skipped``."""
+    names = {layer.names[0] for layer in chosen}
+    others: dict[tuple[Any, ...], str] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in _own_parameters(module).items():
+            is_chosen = module_name in names and name == "weight"
+            if type(parameter) is torch.nn.Parameter and not is_chosen:
+                others[_tie(parameter)] = f"{module_name}.{name}" if module_name else name
+    for layer in chosen:
+        if layer.tie in others:
+            skipped[layer.names[0]] = f"tied to {others[layer.tie]}, which is not quantized"
+    return [layer for layer in chosen if layer.tie not in others]
