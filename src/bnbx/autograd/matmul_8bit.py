@@ -55,14 +55,14 @@ class _MatMul8bitLt(torch.autograd.Function):
     def forward(
         ctx: Any,
         A: Tensor,
-        B: Tensor,
+        B: Tensor | None,
         bias: Tensor | None,
         CB: Tensor,
         SCB: Tensor,
         threshold: float,
     ) -> Tensor:
         ctx.save_for_backward(CB, SCB, A if ctx.needs_input_grad[1] else None)
-        ctx.dtype_B = B.dtype
+        ctx.dtype_B = None if B is None else B.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
         result: Tensor = _int8_linear(A, CB, SCB, threshold, bias)
         return result
@@ -144,9 +144,10 @@ def matmul(
     if threshold > 0.0:
         state.threshold = threshold
     CB, SCB = _quantized(B, state)
-    needs_grad = A.requires_grad or B.requires_grad or (bias is not None and bias.requires_grad)
-    if needs_grad and torch.is_grad_enabled():
-        result: Tensor = _MatMul8bitLt.apply(A, B, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
+    weight = B if state.has_fp16_weights else None  # an int8 weight gets no gradient
+    inputs = (A, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        result: Tensor = _MatMul8bitLt.apply(*inputs, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
     else:
         result = _int8_linear(A, CB, SCB, state.threshold, bias)
     return into("out", out, result)
