@@ -87,29 +87,25 @@ static inline Workspace<float> as_floats(Bias bias, int64_t n) {
 // Columns of the activations that were held back, and the same columns of the weight, dequantized.
 struct Outliers {
   int64_t count;
-  Workspace<float> values;   // (M, count)
-  Workspace<float> weights;  // (count, N)
+  const float* values;   // (M, count)
+  const float* weights;  // (count, N)
 };
 
 template <class T>
-static inline Outliers gather_outliers(const T* A, const int8_t* CB, const float* SCB, int64_t M,
-                                       int64_t N, int64_t K, const int64_t* columns,
-                                       int64_t count) {
-  Outliers outliers{count, allocate<float>(M * count), allocate<float>(count * N)};
+static inline void gather_outliers(const T* A, const int8_t* CB, const float* SCB, int64_t M,
+                                   int64_t N, int64_t K, const int64_t* columns, int64_t count,
+                                   float* values, float* weights) {
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t m = 0; m < M; ++m) {
-      outliers.values[m * count + i] = to_float(A[m * K + columns[i]]);
-    }
+    for (int64_t m = 0; m < M; ++m) values[m * count + i] = to_float(A[m * K + columns[i]]);
   }
   parallel_for(N, ceil_div(16384, count + 1), [&](int64_t n, int64_t end) {
     for (; n < end; ++n) {
       const float scale = SCB[n] / 127.0f;
       for (int64_t i = 0; i < count; ++i) {
-        outliers.weights[i * N + n] = static_cast<float>(CB[n * K + columns[i]]) * scale;
+        weights[i * N + n] = static_cast<float>(CB[n * K + columns[i]]) * scale;
       }
     }
   });
-  return outliers;
 }
 
 static constexpr float kInt8Scale = 1.0f / (127.0f * 127.0f);
@@ -132,7 +128,7 @@ struct Dequantize {
       F32 value = from_int32<V>(sums + i, lanes) * scale;
       for (int64_t o = 0; o < outliers->count; ++o) {
         const F32 x(outliers->values[m * outliers->count + o]);
-        value = V::fma(x, load<V>(outliers->weights.get() + o * N + n + i, lanes), value);
+        value = V::fma(x, load<V>(outliers->weights + o * N + n + i, lanes), value);
       }
       store<V>(out + m * N + n + i, value + load<V>(bias + n + i, lanes), lanes);
     });
@@ -184,8 +180,11 @@ void int8_mixed_scaled_mm(const void* A, DType dtype, const int8_t* CA, const in
   const auto bias_row = as_floats(bias, N);
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    const Outliers outliers = gather_outliers(static_cast<const T*>(A), CB, SCB, M, N, K,
-                                              outlier_cols, outlier_count);
+    const auto values = allocate<float>(M * outlier_count);
+    const auto weights = allocate<float>(outlier_count * N);
+    gather_outliers(static_cast<const T*>(A), CB, SCB, M, N, K, outlier_cols, outlier_count,
+                    values.get(), weights.get());
+    const Outliers outliers{outlier_count, values.get(), weights.get()};
     Product::run(CA, CB, M, N, K,
                  Dequantize<V, T>{N, SCA, SCB, bias_row.get(), &outliers, static_cast<T*>(out)});
   });

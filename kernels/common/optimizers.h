@@ -37,7 +37,7 @@ struct Adam {
         decay(static_cast<float>(1.0 - h.lr * h.weight_decay)) {}
 
   template <class F>
-  BNBX_HD inline void operator()(F g, F& p, F& m, F& v) const {
+  BNBX_MEMBER void operator()(F g, F& p, F& m, F& v) const {
     m = m * F(beta1) + g * F(one_minus_beta1);
     v = v * F(beta2) + g * g * F(one_minus_beta2);
     const F denominator = sqrt(v) * F(sqrt_bias2_inverse) + F(eps);
