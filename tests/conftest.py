@@ -1,0 +1,51 @@
+"""Fixtures that every test shares."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from bnbx.backends import BACKENDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What the CPU operations can run on here: the kernels' instruction sets, or plain PyTorch alone.
+ISAS: list[str] = next(b for b in BACKENDS if b.name == "cpu").details.get(
+    "available_isas", ["reference"]
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        action="append",
+        metavar="DEVICE",
+        help="torch device that tests with a `device` fixture run on; may be repeated (cpu)",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", metafunc.config.getoption("--device") or ["cpu"])
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once per instruction set of this machine, with the CPU kernels forced to it."""
+    if request.param == "reference":
+        yield "reference"
+        return
+    ext = importlib.import_module("bnbx._ext._cpu")
+    chosen = ext.describe()["isa"]
+    ext.select_isa(request.param)
+    yield request.param
+    ext.select_isa(chosen)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,166 @@
+// quantize_4bit, dequantize_4bit and gemm_4bit.
+#include "check.h"
+
+namespace bnbx::test {
+namespace {
+
+constexpr QuantType kQuantTypes[] = {QuantType::kNF4, QuantType::kFP4};
+
+const float* table_of(QuantType quant_type) {
+  return quant_type == QuantType::kNF4 ? kNF4.values : kFP4.values;
+}
+
+// Two codes a byte, the first in the high nibble.
+int code_at(const std::vector<uint8_t>& packed, int64_t i) {
+  return i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15;
+}
+
+template <class T>
+void test_quantize(int64_t n, int64_t blocksize, QuantType quant_type, int64_t bad_element) {
+  const float* table = table_of(quant_type);
+  std::vector<T> values = random_normal<T>(n);
+  if (bad_element < n) values[bad_element] = rounded<T>(std::numeric_limits<float>::infinity());
+  std::vector<uint8_t> packed((n + 1) / 2, 0xaa);
+  std::vector<float> absmax(blocks_of(n, blocksize), -1.0f);
+  quantize_4bit(values.data(), dtype_of<T>(), n, blocksize, quant_type, packed.data(),
+                absmax.data(), nullptr);
+  for (int64_t b = 0; b < blocks_of(n, blocksize); ++b) {
+    const int64_t start = b * blocksize, count = std::min(blocksize, n - start);
+    const double expected = naive_absmax(values.data() + start, count);
+    CHECK(close(absmax[b], expected, 0.0));
+    if (std::isnan(expected)) continue;
+    for (int64_t i = start; i < start + count; ++i) {
+      const double x = number(values[i]) / std::fmax(expected, 1e-38);
+      CHECK(is_nearest(number(table[code_at(packed, i)]), x, table, 16));
+    }
+  }
+}
+
+template <class T>
+void test_dequantize(int64_t n, int64_t blocksize, QuantType quant_type) {
+  const auto packed = random_bytes<uint8_t>((n + 1) / 2);
+  std::vector<float> absmax = random_positive(blocks_of(n, blocksize));
+  if (!absmax.empty()) absmax.back() = std::numeric_limits<float>::quiet_NaN();
+  std::vector<T> out(n);
+  dequantize_4bit(packed.data(), absmax.data(), n, blocksize, quant_type, out.data(), dtype_of<T>(),
+                  nullptr);
+  for (int64_t i = 0; i < n; ++i) {
+    const float expected = table_of(quant_type)[code_at(packed, i)] * absmax[i / blocksize];
+    CHECK(std::isnan(expected) ? std::isnan(number(out[i]))
+                               : number(out[i]) == number(rounded<T>(expected)));
+  }
+}
+
+// A random weight (N, K) whose scales are plain or nested.
+struct Weight {
+  std::vector<uint8_t> packed, absmax_8bit;
+  std::vector<float> absmax, code;
+  float offset = 0.75f;
+  BlockScales scales;
+
+  Weight(int64_t N, int64_t K, int64_t blocksize, int64_t nested_blocksize) {
+    const int64_t blocks = blocks_of(N * K, blocksize);
+    packed = random_bytes<uint8_t>((N * K + 1) / 2);
+    scales = {nullptr, blocksize, nullptr, nullptr, nullptr, 1};
+    if (nested_blocksize > 0) {
+      absmax = random_positive(blocks_of(blocks, nested_blocksize));
+      absmax_8bit = random_bytes<uint8_t>(blocks);
+      code = random_positive(256);
+      scales = {nullptr, blocksize, absmax_8bit.data(), code.data(), &offset, nested_blocksize};
+    } else {
+      absmax = random_positive(blocks);
+    }
+    scales.absmax = absmax.data();
+  }
+
+  double value(int64_t i, QuantType quant_type) const {
+    const int64_t block = i / scales.blocksize;
+    double scale = 0.0;
+    if (absmax_8bit.empty()) {
+      scale = number(absmax[block]);
+    } else {
+      scale = number(code[absmax_8bit[block]]) * number(absmax[block / scales.absmax_blocksize]) +
+              number(offset);
+    }
+    return number(table_of(quant_type)[code_at(packed, i)]) * scale;
+  }
+};
+
+template <class T>
+void test_gemm(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t nested_blocksize,
+               QuantType quant_type) {
+  const auto A = random_normal<T>(M * K);
+  const auto bias = random_normal<T>(N);
+  const Weight weight(N, K, blocksize, nested_blocksize);
+  std::vector<T> out(M * N);
+  const bool with_bias = nested_blocksize == 0;
+  gemm_4bit(A.data(), dtype_of<T>(), M, N, K, weight.packed.data(), weight.scales, quant_type,
+            with_bias ? bias.data() : nullptr, out.data(), nullptr);
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t n = 0; n < N; ++n) {
+      double exact = with_bias ? number(bias[n]) : 0.0, squares = 0.0;
+      for (int64_t k = 0; k < K; ++k) {
+        const double term = number(A[m * K + k]) * weight.value(n * K + k, quant_type);
+        exact += term;
+        squares += term * term;
+      }
+      // A kernel may round the weight to T; the errors of the terms add up like a random walk.
+      const double error = std::sqrt(squares) * (eps<T>() + 32 * eps<float>());
+      CHECK(close(out[m * N + n], exact, error));
+    }
+  }
+}
+
+// The same with the weight as it is: the gradient of the product above with respect to A.
+template <class T>
+void test_gemm_transposed(int64_t M, int64_t N, int64_t K, int64_t blocksize,
+                          int64_t nested_blocksize, QuantType quant_type) {
+  const auto A = random_normal<T>(M * N);
+  const Weight weight(N, K, blocksize, nested_blocksize);
+  std::vector<T> out(M * K);
+  gemm_4bit_transposed(A.data(), dtype_of<T>(), M, N, K, weight.packed.data(), weight.scales,
+                       quant_type, out.data(), nullptr);
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t k = 0; k < K; ++k) {
+      double exact = 0.0, squares = 0.0;
+      for (int64_t n = 0; n < N; ++n) {
+        const double term = number(A[m * N + n]) * weight.value(n * K + k, quant_type);
+        exact += term;
+        squares += term * term;
+      }
+      const double error = std::sqrt(squares) * (eps<T>() + 32 * eps<float>());
+      CHECK(close(out[m * K + k], exact, error));
+    }
+  }
+}
+
+void test_all() {
+  for (QuantType quant_type : kQuantTypes) {
+    for_each_type([&](auto type) {
+      using T = decltype(type);
+      for (int64_t blocksize : {32, 64, 128, 256, 512, 1024, 2048, 4096}) {
+        for (int64_t n : {int64_t{0}, int64_t{1}, int64_t{33}, blocksize + 5, 3 * blocksize}) {
+          test_quantize<T>(n, blocksize, quant_type, n);
+          test_quantize<T>(n, blocksize, quant_type, n / 2);
+          test_dequantize<T>(n, blocksize, quant_type);
+        }
+      }
+      for (int64_t M : {0, 1, 2, 3, 5, 17}) test_gemm<T>(M, 7, 70, 64, 0, quant_type);
+      for (int64_t N : {0, 1, 4, 33}) test_gemm<T>(3, N, 129, 32, 256, quant_type);
+      for (int64_t K : {0, 1, 31, 64, 1027}) test_gemm<T>(2, 5, K, 64, 3, quant_type);
+      test_gemm<T>(33, 65, 300, 128, 0, quant_type);
+      for (int64_t K : {0, 1, 64, 129, 320}) {
+        test_gemm_transposed<T>(5, 70, K, 64, 0, quant_type);
+        test_gemm_transposed<T>(18, 33, K, 128, 256, quant_type);
+      }
+    });
+  }
+}
+
+}  // namespace
+}  // namespace bnbx::test
+
+int main() {
+  bnbx::test::for_each_isa(bnbx::test::test_all);
+  return bnbx::test::result();
+}

@@ -1,0 +1,125 @@
+"""One good call of every operation."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from typing import Any
+
+import torch
+
+from bnbx import codebooks
+from bnbx.backends import reference
+
+SIGNED = codebooks.create_dynamic_map()
+UNSIGNED = codebooks.create_dynamic_map(signed=False)
+
+
+def arguments(
+    name: str, M: int = 3, N: int = 5, K: int = 70, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Return the arguments of an operation on random activations (M, K) and a weight (N, K)."""
+    return copy.deepcopy(_every_call(M, N, K, dtype)[name])
+
+
+@functools.cache
+def _every_call(M: int, N: int, K: int, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    A, W, bias = torch.randn(M, K).to(dtype), torch.randn(N, K), torch.randn(N).to(dtype)
+    A[0, 1] = 7.0  # an outlier
+    packed, absmax = reference.quantize_4bit(W, 64, "nf4", torch.uint8)
+    offset = absmax.mean()
+    absmax_8bit, absmax_absmax = reference.quantize_blockwise(absmax - offset, SIGNED, 256)
+    codes, scales = reference.quantize_blockwise(W, SIGNED, 256)
+    CA, SCA, outlier_cols = reference.int8_vectorwise_quant(A, 6.0)
+    CB, SCB, _ = reference.int8_vectorwise_quant(W)
+    sums = reference.int8_linear_matmul(CA, CB)
+    of_4bit = {"blocksize": 64, "quant_type": "nf4"}
+    weight_4bit = {
+        "B": packed,
+        "shapeB": [N, K],
+        "absmax": absmax_absmax,
+        **of_4bit,
+        "absmax_8bit": absmax_8bit,
+        "absmax_code": SIGNED,
+        "absmax_offset": offset,
+        "absmax_blocksize": 256,
+    }
+    decode_4bit = {"A": packed, "absmax": absmax, **of_4bit, "shape": [N, K], "dtype": dtype}
+    decode_8bit = {"A": codes, "absmax": scales, "code": SIGNED, "blocksize": 256, "dtype": dtype}
+    stats = {"row_stats": SCA, "col_stats": SCB}
+    nested_4bit = {
+        "B": packed,
+        "shapeB": [N, K],
+        "absmax": absmax_absmax,
+        **of_4bit,
+        "absmax_8bit": absmax_8bit,
+        "absmax_code": SIGNED,
+        "absmax_offset": offset,
+        "absmax_blocksize": 256,
+    }
+    return {
+        "quantize_4bit": {"A": W.to(dtype), **of_4bit, "quant_storage": torch.uint8},
+        "dequantize_4bit": decode_4bit,
+        "dequantize_4bit.out": {**decode_4bit, "out": W.to(dtype)},
+        "gemm_4bit": {"A": A, **nested_4bit, "bias": bias},
+        "gemm_4bit_transposed": {"A": torch.randn(M, N).to(dtype), **nested_4bit},
+        "quantize_blockwise": {"A": W.to(dtype), "code": SIGNED, "blocksize": 256},
+        "dequantize_blockwise": decode_8bit,
+        "dequantize_blockwise.out": {**decode_8bit, "out": W.to(dtype)},
+        "int8_vectorwise_quant": {"A": A, "threshold": 6.0},
+        "int8_vectorwise_dequant": {"A": CA, "stats": SCA},
+        "int8_double_quant": {"A": A, "threshold": 6.0},
+        "int8_linear_matmul": {"A": CA, "B": CB},
+        "int8_linear_matmul.out": {"A": CA, "B": CB, "out": torch.empty_like(sums)},
+        "int8_mm_dequant": {"A": sums, **stats, "dtype": dtype, "bias": bias},
+        "int8_scaled_mm": {"A": CA, "B": CB, **stats, "bias": bias, "dtype": dtype},
+        "int8_mixed_scaled_mm": {
+            "A": A,
+            "CA": CA,
+            "CB": CB,
+            "SCA": SCA,
+            "SCB": SCB,
+            "outlier_cols": outlier_cols,
+            "bias": bias,
+        },
+        "int8_linear": {"A": A, "CB": CB, "SCB": SCB, "threshold": 6.0, "bias": bias},
+        "optimizer_update_32bit": update_32bit((W.shape, bias.shape), dtype),
+        "optimizer_update_8bit_blockwise": update_8bit((W.shape, bias.shape), dtype),
+    }
+
+
+def update_32bit(
+    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, **hyperparameters: float
+) -> dict[str, Any]:
+    """Return the arguments of one update of parameters of the given shapes."""
+    return {
+        "optimizer_name": "adam",
+        "g": [torch.randn(shape).to(dtype) for shape in shapes],
+        "p": [torch.randn(shape).to(dtype) for shape in shapes],
+        "state1": [torch.randn(shape) * 0.1 for shape in shapes],
+        "state2": [torch.rand(shape) * 0.1 for shape in shapes],
+        "step": [3 + i for i, _ in enumerate(shapes)],
+        "lr": 1e-2,
+        "beta1": 0.9,
+        "beta2": 0.99,
+        "beta3": 0.0,
+        "alpha": 0.0,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "gnorm_scale": 1.0,
+        "skip_zeros": False,
+        **hyperparameters,
+    }
+
+
+def update_8bit(
+    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, **hyperparameters: float
+) -> dict[str, Any]:
+    """Return the arguments of the same update with 8-bit states."""
+    calls = update_32bit(shapes, dtype, **hyperparameters)
+    for i, qmap in (("1", SIGNED), ("2", UNSIGNED)):
+        states = [reference.quantize_blockwise(s, qmap, 256) for s in calls[f"state{i}"]]
+        calls[f"state{i}"] = [codes for codes, _ in states]
+        calls[f"absmax{i}"] = [absmax for _, absmax in states]
+        calls[f"qmap{i}"] = qmap
+    return calls
