@@ -63,7 +63,7 @@ void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t col
         }
       }
     });
-    if (ranges == 0 && outliers == nullptr) return;
+    if (outliers == nullptr) return;
     memset(outliers, 0, columns);
     bool any = false;
     for (int64_t i = 0; i < ranges * columns; ++i) {

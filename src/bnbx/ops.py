@@ -555,9 +555,9 @@ def int8_mixed_scaled_mm(
     _dtype("A", A, *FLOAT_DTYPES)
     _matrix("A", A)
     _shape("CA", CA, A.shape)
+    _same_device(A, CA=CA, outlier_cols=outlier_cols)
     shape = _check_int8_product(CA, CB, "CA", "CB")
     _check_epilogue(CA, shape, SCA, SCB, bias, "SCA", "SCB")
-    _same_device(A, CA=CA, outlier_cols=outlier_cols)
     columns = None
     if outlier_cols is not None:
         _dtype("outlier_cols", outlier_cols, torch.int64)

@@ -63,7 +63,7 @@ def foreign_instructions(objdump: str, path: Path) -> list[str]:
 
 
 def shared_functions(nm: str, paths: list[Path]) -> list[str]:
-    """Return the inline functions that more than one object file, or another library, may define."""
+    """Return the inline functions that more than one object file or library may define."""
     holders = collections.defaultdict(list)
     for path in paths:
         for line in output(nm, str(path)):
@@ -85,13 +85,13 @@ def main() -> int:
     options = parser.parse_args()
     for tool in (options.objdump, options.nm):
         if shutil.which(tool) is None:
-            print(f"skipped: no {tool} here")
+            sys.stdout.write(f"skipped: no {tool} here\n")
             return SKIPPED
     faults = shared_functions(options.nm, options.objects)
     for path in options.objects:
         faults += foreign_instructions(options.objdump, path)
-    print(*faults[:50], sep="\n")
-    print(f"{len(options.objects)} object files, {len(faults)} faults")
+    lines = [*faults[:50], f"{len(options.objects)} object files, {len(faults)} faults"]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 1 if faults else 0
 
 

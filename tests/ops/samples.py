@@ -34,16 +34,6 @@ def _every_call(M: int, N: int, K: int, dtype: torch.dtype) -> dict[str, dict[st
     CB, SCB, _ = reference.int8_vectorwise_quant(W)
     sums = reference.int8_linear_matmul(CA, CB)
     of_4bit = {"blocksize": 64, "quant_type": "nf4"}
-    weight_4bit = {
-        "B": packed,
-        "shapeB": [N, K],
-        "absmax": absmax_absmax,
-        **of_4bit,
-        "absmax_8bit": absmax_8bit,
-        "absmax_code": SIGNED,
-        "absmax_offset": offset,
-        "absmax_blocksize": 256,
-    }
     decode_4bit = {"A": packed, "absmax": absmax, **of_4bit, "shape": [N, K], "dtype": dtype}
     decode_8bit = {"A": codes, "absmax": scales, "code": SIGNED, "blocksize": 256, "dtype": dtype}
     stats = {"row_stats": SCA, "col_stats": SCB}
