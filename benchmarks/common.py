@@ -8,10 +8,12 @@ import statistics
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from bnbx.codebooks import create_dynamic_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,6 +61,18 @@ def int8(*shape: int) -> Tensor:
 def stats(count: int) -> Tensor:
     """Return fresh row or column scales: float32 in [0.5, 1.5)."""
     return torch.rand(count) + 0.5
+
+
+def weight_4bit(*shape: int, nested: bool) -> dict[str, Any]:
+    """Return a fresh NF4 weight as the arguments that the products with one take."""
+    packed, absmax = torch.ops.bnbx.quantize_4bit(normal(*shape), 64, "nf4", torch.uint8)
+    weight = {"B": packed, "shapeB": shape, "absmax": absmax, "blocksize": 64, "quant_type": "nf4"}
+    if not nested:
+        return weight
+    code, offset = create_dynamic_map(), absmax.mean()
+    absmax_8bit, absmax = torch.ops.bnbx.quantize_blockwise(absmax - offset, code, 256)
+    scales = {"absmax_8bit": absmax_8bit, "absmax_code": code, "absmax_offset": offset}
+    return {**weight, "absmax": absmax, **scales}
 
 
 def nbytes(*tensors: Tensor) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-import bnbx  # noqa: F401 (registers the operations)
 from common import default_threads, set_threads
 
 

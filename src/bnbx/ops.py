@@ -90,11 +90,11 @@ def _numel(argument: str, tensor: Tensor, expected: int, why: str) -> None:
 
 
 def _same_device(first: Tensor, **others: Tensor | None) -> None:
+    device = first.device
     for argument, tensor in others.items():
-        if tensor is not None and tensor.device != first.device:
-            raise error(
-                argument, f"a tensor on {first.device}", tensor.device, "Move it with .to(device)."
-            )
+        if tensor is not None and tensor.device != device:
+            hint = "Move it with .to(device)."
+            raise error(argument, f"a tensor on {device}", tensor.device, hint)
 
 
 def _matrix(argument: str, tensor: Tensor) -> None:

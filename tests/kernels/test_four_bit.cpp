@@ -86,6 +86,13 @@ struct Weight {
   }
 };
 
+// The error that rounding may make of a sum of terms, of which `squares` is the sum of the squares:
+// a kernel may round the weight to T, and the errors of the terms add up like a random walk.
+template <class T>
+double error_of_sum(double squares) {
+  return std::sqrt(squares) * (eps<T>() + 32 * eps<float>());
+}
+
 template <class T>
 void test_gemm(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t nested_blocksize,
                QuantType quant_type) {
@@ -104,14 +111,11 @@ void test_gemm(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t neste
         exact += term;
         squares += term * term;
       }
-      // A kernel may round the weight to T; the errors of the terms add up like a random walk.
-      const double error = std::sqrt(squares) * (eps<T>() + 32 * eps<float>());
-      CHECK(close(out[m * N + n], exact, error));
+      CHECK(close(out[m * N + n], exact, error_of_sum<T>(squares)));
     }
   }
 }
 
-// The same with the weight as it is: the gradient of the product above with respect to A.
 template <class T>
 void test_gemm_transposed(int64_t M, int64_t N, int64_t K, int64_t blocksize,
                           int64_t nested_blocksize, QuantType quant_type) {
@@ -128,10 +132,16 @@ void test_gemm_transposed(int64_t M, int64_t N, int64_t K, int64_t blocksize,
         exact += term;
         squares += term * term;
       }
-      const double error = std::sqrt(squares) * (eps<T>() + 32 * eps<float>());
-      CHECK(close(out[m * K + k], exact, error));
+      CHECK(close(out[m * K + k], exact, error_of_sum<T>(squares)));
     }
   }
+}
+
+template <class T>
+void test_products(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t nested_blocksize,
+                   QuantType quant_type) {
+  test_gemm<T>(M, N, K, blocksize, nested_blocksize, quant_type);
+  test_gemm_transposed<T>(M, N, K, blocksize, nested_blocksize, quant_type);
 }
 
 void test_all() {
@@ -145,14 +155,13 @@ void test_all() {
           test_dequantize<T>(n, blocksize, quant_type);
         }
       }
-      for (int64_t M : {0, 1, 2, 3, 5, 17}) test_gemm<T>(M, 7, 70, 64, 0, quant_type);
-      for (int64_t N : {0, 1, 4, 33}) test_gemm<T>(3, N, 129, 32, 256, quant_type);
-      for (int64_t K : {0, 1, 31, 64, 1027}) test_gemm<T>(2, 5, K, 64, 3, quant_type);
-      test_gemm<T>(33, 65, 300, 128, 0, quant_type);
-      for (int64_t K : {0, 1, 64, 129, 320}) {
-        test_gemm_transposed<T>(5, 70, K, 64, 0, quant_type);
-        test_gemm_transposed<T>(18, 33, K, 128, 256, quant_type);
-      }
+      for (int64_t M : {0, 1, 2, 3, 5, 17}) test_products<T>(M, 7, 70, 64, 0, quant_type);
+      for (int64_t M : {1, 2, 3, 4, 17}) test_products<T>(M, 7, 192, 64, 5, quant_type);
+      for (int64_t N : {0, 1, 4, 33}) test_products<T>(3, N, 129, 32, 256, quant_type);
+      for (int64_t K : {0, 1, 31, 64, 1027}) test_products<T>(2, 5, K, 64, 3, quant_type);
+      test_products<T>(33, 65, 300, 128, 0, quant_type);
+      test_products<T>(17, 290, 64, 64, 256, quant_type);
+      test_products<T>(130, 33, 320, 128, 0, quant_type);
     });
   }
 }

