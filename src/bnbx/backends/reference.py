@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bnbx.codebooks import get_4bit_type
-from bnbx.ops import OPTIMIZER_BLOCKSIZE, packed_bytes
+from bnbx.ops import OPTIMIZER_BLOCKSIZE, error, packed_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,7 +147,13 @@ def _scales(
     return _scaled(code[absmax_8bit.view(-1).int()], absmax, blocksize) + offset
 
 
+def _check_ascending(argument: str, code: Tensor) -> None:
+    if not bool((code[1:] >= code[:-1]).all()):
+        raise error(argument, "256 ascending entries", "entries out of order", "Sort the codebook.")
+
+
 def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
+    _check_ascending("code", code)
     index, absmax = _nearest(A, code, blocksize)
     return index.to(torch.uint8).view(A.shape), absmax
 
@@ -347,6 +353,8 @@ def optimizer_update_8bit_blockwise(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
 ) -> None:
+    _check_ascending("qmap1", qmap1)
+    _check_ascending("qmap2", qmap2)
     for i, parameter in enumerate(p):
         quantized = ((state1[i], absmax1[i], qmap1), (state2[i], absmax2[i], qmap2))
         states = [
