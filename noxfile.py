@@ -66,7 +66,9 @@ def asan(session: nox.Session) -> None:
     session.run("ctest", "--test-dir", build_dir, "--output-on-failure", env=env)
     env["LD_PRELOAD"] = " ".join(runtimes)
     # Operations reach the kernels; tests/functional hands them malformed states.
-    session.run("python", "-m", "pytest", OP_TESTS, "tests/functional", *session.posargs, env=env)
+    # What UBSan says of a fault must not be lost in pytest's capture of the file descriptor.
+    pytest = ("python", "-m", "pytest", "--capture=sys")
+    session.run(*pytest, OP_TESTS, "tests/functional", *session.posargs, env=env)
 
 
 @nox.session

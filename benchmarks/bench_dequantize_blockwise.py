@@ -10,7 +10,7 @@ from common import DTYPES, SIZE, normal
 
 
 @pytest.mark.parametrize("blocksize", [256, 4096])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def bench_dequantize_blockwise(benchmark, dtype, blocksize):
     A, code = normal(SIZE, SIZE, dtype=dtype), create_dynamic_map()
     codes, absmax = torch.ops.bnbx.quantize_blockwise(A, code, blocksize)

@@ -9,7 +9,7 @@ from common import DTYPES, ROW_COUNTS, SIZE, activations, int8, stats
 
 
 @pytest.mark.parametrize("M", ROW_COUNTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def bench_int8_mixed_scaled_mm(benchmark, dtype, M):
     A, CB, SCB = activations(M, SIZE, dtype=dtype), int8(SIZE, SIZE), stats(SIZE)
     CA, SCA, columns = torch.ops.bnbx.int8_vectorwise_quant(A, 6.0)

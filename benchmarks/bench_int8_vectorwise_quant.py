@@ -9,7 +9,7 @@ from common import DTYPES, SIZE, normal
 
 
 @pytest.mark.parametrize("threshold", [0.0, 6.0])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def bench_int8_vectorwise_quant(benchmark, dtype, threshold):
     A = normal(SIZE, SIZE, dtype=dtype)
     benchmark(torch.ops.bnbx.int8_vectorwise_quant, A, threshold)

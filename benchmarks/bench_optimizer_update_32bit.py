@@ -10,7 +10,7 @@ from common import DTYPES, HYPERPARAMETERS, PARAMETERS, normal
 
 
 @pytest.mark.parametrize(("count", "numel"), PARAMETERS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def bench_optimizer_update_32bit(benchmark, name, dtype, count, numel):
     g, p = ([normal(numel, dtype=dtype) for _ in range(count)] for _ in range(2))

@@ -10,7 +10,7 @@ from common import DTYPES, SIZE, normal
 
 
 @pytest.mark.parametrize("blocksize", [256, 4096])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def bench_quantize_blockwise(benchmark, dtype, blocksize):
     A = normal(SIZE, SIZE, dtype=dtype)
     benchmark(torch.ops.bnbx.quantize_blockwise, A, create_dynamic_map(), blocksize)

@@ -1,6 +1,7 @@
-// AMX: a product C (16 x 16 floats or int32) += A (16 rows of 64 bytes) times B (16 rows of 64 bytes).
-// Here the weight is A, its rows as they lie, and the activations are B, four bytes of a row of
-// activations to a tile row; so C is a transposed tile of the output: its rows are output columns.
+// AMX: a product C (16 x 16 floats or int32) += A (16 rows of 64 bytes) times B (16 rows of 64
+// bytes). Here the weight is A, its rows as they lie, and the activations are B, four bytes of a
+// row of activations to a tile row; so C is a transposed tile of the output: its rows are output
+// columns.
 #pragma once
 
 #include <immintrin.h>
@@ -9,8 +10,8 @@
 
 namespace bnbx::cpu {
 
-static constexpr int64_t kTile = 16;           // rows of a tile, and columns of 4 bytes
-static constexpr int64_t kTileBytes = 1024;    // 16 rows of 64 bytes
+static constexpr int64_t kTile = 16;         // rows of a tile, and columns of 4 bytes
+static constexpr int64_t kTileBytes = 1024;  // 16 rows of 64 bytes
 
 // The tile registers of a thread, all of full size, while this object lives.
 class Tiles {

@@ -1,9 +1,9 @@
 // Decoding 4-bit codes to bf16 with 16-bit permutes, 64 codes (32 bytes, a "group") at a time.
 //
-// The bytes of a group are widened to words; the low five bits of a word index a table of 32 entries,
-// which holds the 16 values twice, so the low nibble needs no mask, and the high nibble one shift.
-// The values come out split into those at even and those at odd positions. A product does not care,
-// as long as the other side is split alike.
+// The bytes of a group are widened to words; the low five bits of a word index a table of 32
+// entries, which holds the 16 values twice, so the low nibble needs no mask, and the high nibble
+// one shift. The values come out split into those at even and those at odd positions. A product
+// does not care, as long as the other side is split alike.
 #pragma once
 
 #include <immintrin.h>
@@ -60,8 +60,8 @@ static inline void split(const bfloat16* values, __m512i* even, __m512i* odd) {
   const __m512i even_high = _mm512_and_si512(high, _mm512_set1_epi32(0xffff));
   const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
   *even = _mm512_permutexvar_epi64(order, _mm512_packus_epi32(even_low, even_high));
-  *odd = _mm512_permutexvar_epi64(order, _mm512_packus_epi32(_mm512_srli_epi32(low, 16),
-                                                             _mm512_srli_epi32(high, 16)));
+  *odd = _mm512_permutexvar_epi64(
+      order, _mm512_packus_epi32(_mm512_srli_epi32(low, 16), _mm512_srli_epi32(high, 16)));
 }
 
 // Scales of `count` consecutive groups, the first of which is `group` (in units of 64 codes).

@@ -27,23 +27,29 @@ const Implementation kImplementations[] = {
     {"scalar", [] { return true; }, &scalar::kTable},
 };
 
+// What this machine has of them, asked once: a virtual machine answers slowly.
+const std::vector<const Implementation*>& available() {
+  static const std::vector<const Implementation*> found = [] {
+    std::vector<const Implementation*> list;
+    for (const Implementation& implementation : kImplementations) {
+      if (implementation.supported()) list.push_back(&implementation);
+    }
+    return list;
+  }();
+  return found;
+}
+
 const Implementation& find(const std::string& name) {
-  std::string available;
-  for (const Implementation& implementation : kImplementations) {
-    if (!implementation.supported()) continue;
-    if (name == implementation.name) return implementation;
-    available += (available.empty() ? "" : ", ") + std::string(implementation.name);
+  std::string names;
+  for (const Implementation* implementation : available()) {
+    if (name == implementation->name) return *implementation;
+    names += (names.empty() ? "" : ", ") + std::string(implementation->name);
   }
-  throw std::invalid_argument("isa: expected one of " + available + " (what this machine has), got '" +
+  throw std::invalid_argument("isa: expected one of " + names + " (what this machine has), got '" +
                               name + "'");
 }
 
-const Implementation& best() {
-  for (const Implementation& implementation : kImplementations) {
-    if (implementation.supported()) return implementation;
-  }
-  throw std::logic_error("no instruction set is supported");  // scalar always is
-}
+const Implementation& best() { return *available().front(); }  // scalar is always there
 
 // Chosen once, at the first use, so that a bad BNBX_FORCE_ISA becomes an exception of the import.
 std::atomic<const Implementation*>& active() {
@@ -58,8 +64,9 @@ std::atomic<const Implementation*>& active() {
 void check_ascending(const char* argument, const float* code) {
   for (int i = 0; i < 255; ++i) {
     if (code[i] <= code[i + 1]) continue;
-    throw std::invalid_argument(std::string(argument) + ": expected 256 ascending entries, got entry " +
-                                std::to_string(i) + " above the next; sort the codebook");
+    throw std::invalid_argument(std::string(argument) +
+                                ": expected 256 ascending entries, got entry " + std::to_string(i) +
+                                " above the next; sort the codebook");
   }
 }
 
@@ -71,21 +78,31 @@ std::string isa() { return active().load()->name; }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  for (const Implementation& implementation : kImplementations) {
-    if (implementation.supported()) names.emplace_back(implementation.name);
-  }
+  for (const Implementation* implementation : available()) names.emplace_back(implementation->name);
   return names;
 }
 
 void select_isa(const std::string& name) { active().store(&find(name)); }
 
 std::vector<std::string> operations() {
-  return {"quantize_4bit",           "dequantize_4bit",      "dequantize_4bit.out",
-          "gemm_4bit",               "gemm_4bit_transposed", "quantize_blockwise",   "dequantize_blockwise",
-          "dequantize_blockwise.out", "int8_vectorwise_quant", "int8_vectorwise_dequant",
-          "int8_double_quant",       "int8_linear_matmul",   "int8_linear_matmul.out",
-          "int8_mm_dequant",         "int8_scaled_mm",       "int8_mixed_scaled_mm",
-          "int8_linear",             "optimizer_update_32bit",
+  return {"quantize_4bit",
+          "dequantize_4bit",
+          "dequantize_4bit.out",
+          "gemm_4bit",
+          "gemm_4bit_transposed",
+          "quantize_blockwise",
+          "dequantize_blockwise",
+          "dequantize_blockwise.out",
+          "int8_vectorwise_quant",
+          "int8_vectorwise_dequant",
+          "int8_double_quant",
+          "int8_linear_matmul",
+          "int8_linear_matmul.out",
+          "int8_mm_dequant",
+          "int8_scaled_mm",
+          "int8_mixed_scaled_mm",
+          "int8_linear",
+          "optimizer_update_32bit",
           "optimizer_update_8bit_blockwise"};
 }
 
@@ -111,8 +128,8 @@ void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int6
   kernels().gemm_4bit_transposed(A, dtype, M, N, K, B, scales, quant_type, out, stream);
 }
 
-void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,
-                        int64_t blocksize, uint8_t* out, float* absmax, Stream stream) {
+void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code, int64_t blocksize,
+                        uint8_t* out, float* absmax, Stream stream) {
   check_ascending("code", code);
   kernels().quantize_blockwise(A, dtype, n, code, blocksize, out, absmax, stream);
 }
@@ -125,8 +142,7 @@ void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, cons
 void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t columns,
                            float threshold, int8_t* out, float* stats, uint8_t* outliers,
                            Stream stream) {
-  kernels().int8_vectorwise_quant(A, dtype, rows, columns, threshold, out, stats, outliers,
-                                  stream);
+  kernels().int8_vectorwise_quant(A, dtype, rows, columns, threshold, out, stats, outliers, stream);
 }
 
 void int8_vectorwise_dequant(const int8_t* A, const float* stats, int64_t rows, int64_t columns,
@@ -177,9 +193,8 @@ void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameter
   kernels().optimizer_update_32bit(rule, parameters, count, hyperparameters, stream);
 }
 
-void optimizer_update_8bit_blockwise(OptimizerRule rule,
-                                     const ParameterUpdate* parameters, int64_t count,
-                                     const float* qmap1, const float* qmap2,
+void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
+                                     int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream stream) {
   check_ascending("qmap1", qmap1);
   check_ascending("qmap2", qmap2);

@@ -1,5 +1,5 @@
-// gemm_4bit: decode a few rows of the weight into the first-level cache, then multiply every row of A
-// with them.
+// gemm_4bit: decode a few rows of the weight into the first-level cache, then multiply every row of
+// A with them.
 #pragma once
 
 #include "avx/dequantize_4bit.h"
@@ -9,7 +9,7 @@
 
 namespace bnbx::cpu {
 
-static constexpr int kTileColumns = 4;    // rows of B, columns of the output, in one tile
+static constexpr int kTileColumns = 4;   // rows of B, columns of the output, in one tile
 static constexpr int64_t kDepth = 1024;  // elements of a row decoded at a time: 16 KiB a tile
 
 // sums[r][c] += A's row r times the decoded row c, over n elements.

@@ -1,8 +1,8 @@
 // gemm_4bit on AMX for bf16 activations: a panel of the weight is decoded into the second-level
 // cache, and every 16 rows of activations are multiplied with it tile by tile.
 //
-// Limit: a tile product takes 16 cycles and does 16 x 16 x 32 multiply-adds; decoding 64 codes takes
-// about 5. From some 50 rows on the products dominate.
+// Limit: a tile product takes 16 cycles and does 16 x 16 x 32 multiply-adds; decoding 64 codes
+// takes about 5. From some 50 rows on the products dominate.
 #pragma once
 
 #include <cstring>
@@ -33,9 +33,9 @@ static inline Panel panel_for(const Product4& p) {
   return {ceil_div(p.N, threads * panels_per_thread * 32) * 32, kMaxDepth};
 }
 
-// The activations as B tiles: [M / 16][K / 32][16 pairs][16 rows][2], split like the weight, so that
-// of two consecutive tiles the first holds even and the second odd positions. Rows and positions
-// beyond the last are zero.
+// The activations as B tiles: [M / 16][K / 32][16 pairs][16 rows][2], split like the weight, so
+// that of two consecutive tiles the first holds even and the second odd positions. Rows and
+// positions beyond the last are zero.
 template <class V>
 static inline Workspace<bfloat16> activation_tiles(const Product4& p, int64_t groups) {
   const int64_t row_tiles = ceil_div(p.M, kTile);
@@ -181,7 +181,8 @@ static inline bool gemm_4bit_amx(const Product4& p) {
   const int64_t row_pairs = ceil_div(row_tiles, 2);
   const Panel panel = panel_for(p);
   const int64_t tile_stride = panel.depth_tiles() * kTileElements;  // between two tiles of rows
-  const int64_t sums_stride = panel.rows / 32 * 4 * kTile * kTile;  // between two pairs of row tiles
+  const int64_t sums_stride =
+      panel.rows / 32 * 4 * kTile * kTile;  // between two pairs of row tiles
   parallel_for(ceil_div(p.N, panel.rows), 1, [&](int64_t index, int64_t end) {
     const Tiles tiles;
     const auto decoded = allocate<bfloat16>(panel.rows * panel.depth);

@@ -1,5 +1,6 @@
-// gemm_4bit_transposed: the gradient of gemm_4bit with respect to its input. A few rows of the weight
-// are decoded into the first-level cache; each row of A adds its multiples of them to its output.
+// gemm_4bit_transposed: the gradient of gemm_4bit with respect to its input. A few rows of the
+// weight are decoded into the first-level cache; each row of A adds its multiples of them to its
+// output.
 #pragma once
 
 #include "avx/dequantize_4bit.h"
@@ -38,34 +39,35 @@ void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int6
     T* result = static_cast<T*>(out);
     const Codebook4& book = codebook(quant_type);
     const auto table = V::table16(book.values);
-    parallel_for(ceil_div(K, kStripe), ceil_div(32768, kStripe * (N + 1)), [&](int64_t stripe,
-                                                                              int64_t end) {
-      const auto sums = allocate<float>(M * kStripe);
-      alignas(64) float decoded[kStripeRows * kStripe];
-      for (; stripe < end; ++stripe) {
-        const int64_t k0 = stripe * kStripe;
-        const int64_t columns = smaller(kStripe, K - k0);
-        memset(sums.get(), 0, M * kStripe * sizeof(float));
-        for (int64_t n0 = 0; n0 < N; n0 += kStripeRows) {
-          const int64_t rows = smaller(kStripeRows, N - n0);
-          memset(decoded, 0, sizeof(decoded));
-          for (int64_t r = 0; r < rows; ++r) {
-            const int64_t first = (n0 + r) * K + k0;
-            decode_4bit<V>(B, scales, table, book.values, first, first + columns,
-                           decoded + r * kStripe);
-          }
-          for (int64_t m = 0; m < M; ++m) {
-            add_multiples<V>(rows_of_A + m * N + n0, rows, decoded, columns,
-                             sums.get() + m * kStripe);
-          }
-        }
-        for (int64_t m = 0; m < M; ++m) {
-          sweep<V>(columns, [&](int64_t k, auto lanes) {
-            store<V>(result + m * K + k0 + k, load<V>(sums.get() + m * kStripe + k, lanes), lanes);
-          });
-        }
-      }
-    });
+    parallel_for(ceil_div(K, kStripe), ceil_div(32768, kStripe * (N + 1)),
+                 [&](int64_t stripe, int64_t end) {
+                   const auto sums = allocate<float>(M * kStripe);
+                   alignas(64) float decoded[kStripeRows * kStripe];
+                   for (; stripe < end; ++stripe) {
+                     const int64_t k0 = stripe * kStripe;
+                     const int64_t columns = smaller(kStripe, K - k0);
+                     memset(sums.get(), 0, M * kStripe * sizeof(float));
+                     for (int64_t n0 = 0; n0 < N; n0 += kStripeRows) {
+                       const int64_t rows = smaller(kStripeRows, N - n0);
+                       memset(decoded, 0, sizeof(decoded));
+                       for (int64_t r = 0; r < rows; ++r) {
+                         const int64_t first = (n0 + r) * K + k0;
+                         decode_4bit<V>(B, scales, table, book.values, first, first + columns,
+                                        decoded + r * kStripe);
+                       }
+                       for (int64_t m = 0; m < M; ++m) {
+                         add_multiples<V>(rows_of_A + m * N + n0, rows, decoded, columns,
+                                          sums.get() + m * kStripe);
+                       }
+                     }
+                     for (int64_t m = 0; m < M; ++m) {
+                       sweep<V>(columns, [&](int64_t k, auto lanes) {
+                         store<V>(result + m * K + k0 + k,
+                                  load<V>(sums.get() + m * kStripe + k, lanes), lanes);
+                       });
+                     }
+                   }
+                 });
   });
 }
 

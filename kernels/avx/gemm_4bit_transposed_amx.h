@@ -11,8 +11,8 @@
 
 namespace bnbx::cpu {
 
-// Of a group of 64 columns, tile 0 and 1 hold those at even, tile 2 and 3 those at odd positions, in
-// the order of the 128-bit lanes that interleaving leaves; write_group puts them right.
+// Of a group of 64 columns, tile 0 and 1 hold those at even, tile 2 and 3 those at odd positions,
+// in the order of the 128-bit lanes that interleaving leaves; write_group puts them right.
 static constexpr int64_t kGroupTiles = 4;
 
 // A as tiles of 16 rows of 32 values: [M / 16][N / 32][16][32], zeros beyond the last.
@@ -134,7 +134,8 @@ static inline bool gemm_4bit_transposed_amx(const Product4& p) {
       }
       for (int64_t m = 0; m < p.M; ++m) {
         for (int64_t g = 0; g < count; ++g) {
-          // A group's four tiles of sums, gathered side by side: two of each product of 2 x 2 tiles.
+          // A group's four tiles of sums, gathered side by side: two of each product of 2 x 2
+          // tiles.
           alignas(64) float row[kGroupTiles * kTile];
           for (int64_t c = 0; c < kGroupTiles; ++c) {
             const int64_t at = m / 32 * panel_groups * kGroupTiles + g * kGroupTiles + c / 2 * 2;

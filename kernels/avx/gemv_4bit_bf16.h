@@ -1,6 +1,6 @@
 // gemm_4bit for one to four rows of bf16 activations: the weight is read once, decoded in registers
-// and multiplied with bf16 dot products. The table holds the 16 values in bf16; the scale of a block
-// multiplies the sum over the block in float32.
+// and multiplied with bf16 dot products. The table holds the 16 values in bf16; the scale of a
+// block multiplies the sum over the block in float32.
 #pragma once
 
 #include "avx/decode_bf16.h"

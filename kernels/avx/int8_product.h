@@ -150,7 +150,7 @@ void int8_mm_dequant(const int32_t* A, const float* row_stats, const float* col_
   const Outliers none{};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    const Dequantize<V, T> epilogue{N,    row_stats, col_stats, bias_row.get(),
+    const Dequantize<V, T> epilogue{N,     row_stats,           col_stats, bias_row.get(),
                                     &none, static_cast<T*>(out)};
     parallel_for(M, ceil_div(16384, N + 1), [&](int64_t m, int64_t end) {
       for (; m < end; ++m) epilogue(m, 0, N, A + m * N);
@@ -166,9 +166,9 @@ void int8_scaled_mm(const int8_t* A, const int8_t* B, int64_t M, int64_t N, int6
   const Outliers none{};
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    Product::run(A, B, M, N, K,
-                 Dequantize<V, T>{N, row_stats, col_stats, bias_row.get(), &none,
-                                  static_cast<T*>(out)});
+    Product::run(
+        A, B, M, N, K,
+        Dequantize<V, T>{N, row_stats, col_stats, bias_row.get(), &none, static_cast<T*>(out)});
   });
 }
 

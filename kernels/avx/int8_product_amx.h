@@ -1,5 +1,6 @@
 // The int8 product on AMX: a panel of the weight is packed into tiles, and every 16 rows of
-// activations are multiplied with it tile by tile. For few rows dot products read the weight faster.
+// activations are multiplied with it tile by tile. For few rows dot products read the weight
+// faster.
 //
 // Limit: a tile product takes 16 cycles and does 16 x 16 x 64 multiply-adds.
 #pragma once

@@ -1,5 +1,5 @@
-// optimizer_update_32bit and optimizer_update_8bit_blockwise: one pass over all parameters of a call,
-// in chunks of equal size, so that many small tensors are shared as evenly as one large one.
+// optimizer_update_32bit and optimizer_update_8bit_blockwise: one pass over all parameters of a
+// call, in chunks of equal size, so that many small tensors are shared as evenly as one large one.
 #pragma once
 
 #include "avx/dequantize_blockwise.h"
@@ -96,9 +96,8 @@ void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameter
 }
 
 template <class V>
-void optimizer_update_8bit_blockwise(OptimizerRule rule,
-                                     const ParameterUpdate* parameters, int64_t count,
-                                     const float* qmap1, const float* qmap2,
+void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
+                                     int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream) {
   const Encoder8<V> encode1(qmap1);
   const Encoder8<V> encode2(qmap2);

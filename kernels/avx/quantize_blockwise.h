@@ -9,11 +9,11 @@ namespace bnbx::cpu {
 
 // Finds the nearest entry for values in [-1, 1].
 //
-// The top 16 bits of a float (sign, exponent, seven bits of fraction) select a cell. In the codebooks
-// of the field a cell holds at most one boundary between entries, so one table entry says it all: the
-// index below the boundary, and the boundary's low 16 bits to compare the value's with. Where a cell
-// holds more (small floating-point formats), the table gives the first candidate and the boundaries
-// are compared with one by one.
+// The top 16 bits of a float (sign, exponent, seven bits of fraction) select a cell. In the
+// codebooks of the field a cell holds at most one boundary between entries, so one table entry says
+// it all: the index below the boundary, and the boundary's low 16 bits to compare the value's with.
+// Where a cell holds more (small floating-point formats), the table gives the first candidate and
+// the boundaries are compared with one by one.
 template <class V>
 class Encoder8 {
  public:
@@ -25,7 +25,8 @@ class Encoder8 {
       const int first = index;
       const float upper = upper_edge(cell);
       const bool closed = cell < kCells - 1;  // a negative cell holds its upper edge
-      while (index < 255 && (bounds_[index] < upper || (closed && bounds_[index] == upper))) ++index;
+      while (index < 255 && (bounds_[index] < upper || (closed && bounds_[index] == upper)))
+        ++index;
       const int inside = index - first;
       if (inside > steps_) steps_ = inside;
       // A cell at the ends or around zero holds more than one pattern of the top bits.
@@ -93,8 +94,8 @@ static inline float quantize_blockwise_block(const T* A, int64_t n, const Encode
 }
 
 template <class V>
-void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,
-                        int64_t blocksize, uint8_t* out, float* absmax, Stream) {
+void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code, int64_t blocksize,
+                        uint8_t* out, float* absmax, Stream) {
   with_type(dtype, [&](auto type) {
     const auto* values = static_cast<const decltype(type)*>(A);
     const Encoder8<V> encode(code);

@@ -127,9 +127,8 @@ static inline void store_nibbles(uint8_t* p, typename V::I32 a, Partial part) {
 template <class V, class T>
 static inline float finite_absmax(const T* p, int64_t n) {
   typename V::I32 best(0);
-  sweep<V>(n, [&](int64_t i, auto lanes) {
-    best = V::max(best, V::abs_bits(load<V>(p + i, lanes)));
-  });
+  sweep<V>(n,
+           [&](int64_t i, auto lanes) { best = V::max(best, V::abs_bits(load<V>(p + i, lanes))); });
   const uint32_t bits = static_cast<uint32_t>(V::max_lane(best));
   return bits_float(bits >= 0x7f800000u ? 0x7fc00000u : bits);
 }

@@ -55,7 +55,8 @@ struct Vec {
 
   static F32 load(const float* p) { return _mm256_loadu_ps(p); }
   static F32 load(const bfloat16* p) {
-    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256i wide =
+        _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
   }
   static F32 load(const float16* p) {
@@ -101,12 +102,12 @@ struct Vec {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
   }
   static void store_bytes(uint8_t* p, I32 a) {
-    const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                           -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                           -1, -1);
+    const __m256i order =
+        _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12,
+                         -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
     const __m256i bytes = _mm256_shuffle_epi8(a.v, order);
-    const __m128i packed = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes),
-                                              _mm256_extracti128_si256(bytes, 1));
+    const __m128i packed =
+        _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), packed);
   }
   static void store_rounded(int8_t* p, F32 a) {
@@ -148,8 +149,7 @@ struct Vec {
     return _mm256_andnot_ps(_mm256_cmp_ps(magnitude, _mm256_set1_ps(threshold), _CMP_GE_OQ), a.v);
   }
   static F32 where_zero(F32 condition, F32 a, F32 b) {
-    return _mm256_blendv_ps(b.v, a.v,
-                            _mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_EQ_OQ));
+    return _mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(condition.v, _mm256_setzero_ps(), _CMP_EQ_OQ));
   }
 
   static float sum(F32 a) {
@@ -158,8 +158,7 @@ struct Vec {
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
   }
   static int32_t max_lane(I32 a) {
-    __m128i half =
-        _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    __m128i half = _mm_max_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     half = _mm_max_epi32(half, _mm_shuffle_epi32(half, 0xb1));
     return _mm_cvtsi128_si32(half);
@@ -176,8 +175,7 @@ struct Vec {
     return _mm256_add_epi32(sum.v, _mm256_madd_epi16(a.v, b.v));
   }
   static int32_t sum(I32 a) {
-    __m128i half =
-        _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
     half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
     return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
   }

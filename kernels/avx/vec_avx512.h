@@ -35,7 +35,8 @@ static inline I32 operator&(I32 a, I32 b) { return _mm512_and_si512(a.v, b.v); }
 static inline I32 operator^(I32 a, I32 b) { return _mm512_xor_si512(a.v, b.v); }
 static inline F32 sqrt(F32 a) { return _mm512_sqrt_ps(a.v); }
 
-// `Isa` only gives the functions a name of their own for each file that is compiled with other flags.
+// `Isa` only gives the functions a name of their own for each file that is compiled with other
+// flags.
 template <class Isa>
 struct Vec {
   using F32 = avx512::F32;
@@ -77,8 +78,7 @@ struct Vec {
   }
 
   static I32 load_nibbles(const uint8_t* p) {
-    const __m128i bytes =
-        _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    const __m128i bytes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
     const __m128i both = _mm_or_si128(_mm_srli_epi16(bytes, 4), _mm_slli_epi16(bytes, 8));
     return _mm512_cvtepu8_epi32(_mm_and_si128(both, _mm_set1_epi8(15)));
   }
@@ -127,8 +127,7 @@ struct Vec {
   }
   static F32 zero_outliers(F32 a, float threshold) {
     const __m512 magnitude = _mm512_castsi512_ps(abs_bits(a).v);
-    const __mmask16 keep =
-        _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(threshold), _CMP_NGE_UQ);
+    const __mmask16 keep = _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(threshold), _CMP_NGE_UQ);
     return _mm512_maskz_mov_ps(keep, a.v);
   }
   static F32 where_zero(F32 condition, F32 a, F32 b) {

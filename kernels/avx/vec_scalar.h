@@ -1,7 +1,7 @@
 // The vector vocabulary in plain C++: what every machine runs, and the meaning of each word.
 //
-// A vocabulary is a struct with the types F32 and I32 of kWidth lanes and the static functions below.
-// Kernels are templates over it. F32 has + - * /, I32 has + - & | ^.
+// A vocabulary is a struct with the types F32 and I32 of kWidth lanes and the static functions
+// below. Kernels are templates over it. F32 has + - * /, I32 has + - & | ^.
 #pragma once
 
 #include <cmath>

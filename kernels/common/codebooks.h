@@ -1,4 +1,5 @@
-// The 4-bit code tables, and the boundaries between neighbouring entries that encoding compares with.
+// The 4-bit code tables, and the boundaries between neighbouring entries that encoding compares
+// with.
 #pragma once
 
 #include <cstdint>

@@ -20,7 +20,7 @@ BNBX_INLINE float sqrt(float x) { return ::sqrtf(x); }
 // Loshchilov & Hutter 2019, algorithm 2: the decay acts on the parameter, for Adam as for AdamW.
 struct Adam {
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
-  float step_size;          // lr / (1 - beta1^step)
+  float step_size;           // lr / (1 - beta1^step)
   float sqrt_bias2_inverse;  // 1 / sqrt(1 - beta2^step)
   float eps;
   float decay;  // 1 - lr * weight_decay

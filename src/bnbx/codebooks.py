@@ -117,7 +117,7 @@ def get_4bit_type(
 def create_linear_map(
     signed: bool = True, total_bits: int = 8, add_zero: bool = True
 ) -> torch.Tensor:
-    """Return evenly spaced values in [-1, 1] (or [0, 1]), with zeros in the middle up to 256 entries.
+    """Return evenly spaced values in [-1, 1] (or [0, 1]), with more zeros up to 256 entries.
 
     Parameters
     ----------
@@ -126,7 +126,8 @@ def create_linear_map(
     total_bits
         Bits per value, 1 to 8.
     add_zero
-        Whether zero is one of the values, at the cost of one level when signed. Always so below 8 bits.
+        Whether zero is one of the values, at the cost of one level when signed. Below 8 bits it
+        always is.
 
     Returns
     -------

@@ -54,7 +54,7 @@ def operation(
 
 
 def error(argument: str, expected: object, got: object, hint: str = "") -> ValueError:
-    """Return the error every check raises: the argument, what was expected, what came, what to do."""
+    """Return the error of a check: the argument, what was expected, what came, what to do."""
     return ValueError(f"{argument}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
 
 
@@ -169,6 +169,8 @@ def _check_dequantize_4bit(
     check_4bit_type(blocksize, quant_type)
     _dtype("A", A, torch.uint8, *FLOAT_DTYPES)
     _dtype("absmax", absmax, torch.float32)
+    if any(size < 0 for size in shape):
+        raise error("shape", "sizes of at least 0", tuple(shape))
     numel = math.prod(shape)
     _packed_4bit("A", A, numel)
     _numel("absmax", absmax, blocks_of(numel, blocksize), "one per block")
@@ -232,7 +234,7 @@ def gemm_4bit(
     absmax_offset: Tensor | None = None,
     absmax_blocksize: int = 256,
 ) -> Tensor:
-    """``A @ dequantize(B).T + bias`` of shape ``(*A.shape[:-1], N)`` in A's dtype; ``shapeB`` is (N, K).
+    """``A @ dequantize(B).T + bias``, ``(*A.shape[:-1], N)`` in A's dtype; ``shapeB`` is (N, K).
 
     With ``absmax_8bit`` the scale of block ``i`` is ``absmax_code[absmax_8bit[i]] *
     absmax[i // absmax_blocksize] + absmax_offset``; without, it is ``absmax[i]``.
@@ -241,9 +243,7 @@ def gemm_4bit(
     if A.dim() < 1 or A.shape[-1] != K:
         raise error("A", f"a last dimension of {K}, the weight's K", f"shape {tuple(A.shape)}")
     blocks = blocks_of(N * K, blocksize)
-    _check_scales(
-        A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize
-    )
+    _check_scales(A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
     if bias is not None:
         _dtype("bias", bias, A.dtype)
         _shape("bias", bias, (N,))
@@ -268,14 +268,12 @@ def gemm_4bit_transposed(
     absmax_offset: Tensor | None = None,
     absmax_blocksize: int = 256,
 ) -> Tensor:
-    """``A @ dequantize(B)`` of shape ``(*A.shape[:-1], K)``: the gradient of ``gemm_4bit`` for its A."""
+    """``A @ dequantize(B)``, ``(*A.shape[:-1], K)``: the gradient of ``gemm_4bit`` for its A."""
     N, K = _check_weight_4bit(A, B, shapeB, absmax, blocksize, quant_type)
     if A.dim() < 1 or A.shape[-1] != N:
         raise error("A", f"a last dimension of {N}, the weight's N", f"shape {tuple(A.shape)}")
     blocks = blocks_of(N * K, blocksize)
-    _check_scales(
-        A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize
-    )
+    _check_scales(A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
     return A.new_empty((*A.shape[:-1], K))
 
 
@@ -442,8 +440,7 @@ def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
 
 
 @operation(
-    "int8_double_quant(Tensor A, float threshold=0.0) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor?)",
+    "int8_double_quant(Tensor A, float threshold=0.0) -> (Tensor, Tensor, Tensor, Tensor, Tensor?)",
     fake=_fake_int8_double_quant,
 )
 def int8_double_quant(
@@ -551,7 +548,7 @@ def int8_mixed_scaled_mm(
     outlier_cols: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The int8 product plus the outlier columns of A in 16 bit; and those columns, ``(M, outliers)``."""
+    """The int8 product plus the outlier columns of A in 16 bit; and those columns."""
     _dtype("A", A, *FLOAT_DTYPES)
     _matrix("A", A)
     _shape("CA", CA, A.shape)
@@ -611,7 +608,9 @@ def _check_update(
             raise error(argument, f"{len(p)} entries, one per parameter", len(values))
     # Hundreds of parameters come in one call: what is right is passed over quickly, and only what
     # is not gets a name.
-    kinds = [(argument, values, argument.startswith("absmax")) for argument, values in states.items()]
+    kinds = [
+        (argument, values, argument.startswith("absmax")) for argument, values in states.items()
+    ]
     for i, parameter in enumerate(p):
         if parameter.dtype not in FLOAT_DTYPES or not parameter.is_contiguous():
             _dtype(f"p[{i}]", parameter, *FLOAT_DTYPES)
@@ -677,7 +676,7 @@ def optimizer_update_32bit(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
 ) -> None:
-    """Update the parameters ``p`` and their float32 states in place, one call for the whole list."""
+    """Update the parameters ``p`` and their float32 states in place, the whole list at once."""
     states = {"state1": state1, "state2": state2}
     _check_update(optimizer_name, g, p, step, states, torch.float32)
 
@@ -710,7 +709,7 @@ def optimizer_update_8bit_blockwise(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
 ) -> None:
-    """Like ``optimizer_update_32bit``, with uint8 states in blocks of 256 and their float32 absmax."""
+    """Like ``optimizer_update_32bit``, with uint8 states in blocks of 256 and their absmax."""
     states = {"state1": state1, "state2": state2, "absmax1": absmax1, "absmax2": absmax2}
     _check_update(optimizer_name, g, p, step, states, torch.uint8)
     _code("qmap1", qmap1)

@@ -187,6 +187,8 @@ void test_all() {
   for (int64_t N : {0, 1, 4, 33}) test_products(3, N, 65);
   for (int64_t K : {0, 1, 15, 64, 1027}) test_products(2, 5, K);
   test_products(33, 65, 300);
+  test_products(17, 290, 64);
+  test_products(9, 40, 1100);
 }
 
 }  // namespace

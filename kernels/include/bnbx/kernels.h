@@ -68,8 +68,8 @@ void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int6
                           void* out, Stream stream);
 
 // Blockwise 8-bit: `code` is a codebook of 256 ascending entries.
-void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code,
-                        int64_t blocksize, uint8_t* out, float* absmax, Stream stream);
+void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code, int64_t blocksize,
+                        uint8_t* out, float* absmax, Stream stream);
 void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, const float* code,
                           int64_t blocksize, void* out, DType dtype, Stream stream);
 
@@ -104,9 +104,8 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
 // Optimizers: one call updates all parameters that share their hyperparameters.
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream stream);
-void optimizer_update_8bit_blockwise(OptimizerRule rule,
-                                     const ParameterUpdate* parameters, int64_t count,
-                                     const float* qmap1, const float* qmap2,
+void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
+                                     int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream stream);
 
 // The operations that this backend implements, by their names above; ".out" overloads included.

@@ -40,7 +40,7 @@ def _absmax(blocks: Tensor) -> Tensor:
 def _nearest(values: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
     """Return the index of the nearest entry of the ascending ``code`` for each value, and absmax.
 
-    A value half-way between two entries takes the lower one. Blocks that are not finite get index 0.
+    A value half-way between two entries takes the lower one. Blocks that are not finite get 0.
     """
     blocks = _in_blocks(values, min(blocksize, max(values.numel(), 1)))
     absmax = _absmax(blocks)

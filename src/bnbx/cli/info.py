@@ -58,9 +58,9 @@ def render(report: dict[str, Any]) -> str:
     """Return the report as text for a terminal."""
     names = [backend["name"] for backend in report["backends"]]
     width = max(map(len, report["operations"]))
+    versions = ("bnbx", "torch", "numpy", "python")
     lines = [
-        f"bnbx {report['bnbx']}, torch {report['torch']}, numpy {report['numpy']}, "
-        f"Python {report['python']}",
+        ", ".join(f"{name} {report[name]}" for name in versions),
         f"{report['platform']}, {report['threads']} threads",
         *(f"{key}={value}" for key, value in report["environment"].items()),
         "",
