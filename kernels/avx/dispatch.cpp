@@ -18,9 +18,11 @@ struct Implementation {
 
 // In order of preference.
 const Implementation kImplementations[] = {
-#ifdef BNBX_X86
+#ifdef BNBX_X86_BF16
     {"amx", &cpu_has_amx, &amx::kTable},
     {"avx512bf16", &cpu_has_avx512bf16, &avx512bf16::kTable},
+#endif
+#ifdef BNBX_X86
     {"avx512", &cpu_has_avx512, &avx512::kTable},
     {"avx2", &cpu_has_avx2, &avx2::kTable},
 #endif

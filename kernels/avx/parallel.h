@@ -38,7 +38,7 @@ static inline void parallel_for(int64_t n, int64_t grain, Function&& f) {
       try {
         if (begin < n) f(begin, begin + share < n ? begin + share : n);
       } catch (const std::bad_alloc&) {
-#pragma omp atomic write
+#pragma omp critical
         out_of_memory = true;
       }
     }
