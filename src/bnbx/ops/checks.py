@@ -1,0 +1,109 @@
+"""The checks that contracts are made of; each raises ``ValueError`` naming the argument."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bnbx.codebooks import QUANT_TYPES_4BIT
+from bnbx.ops.contract import error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BLOCKSIZES_4BIT = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def blocks_of(numel: int, blocksize: int) -> int:
+    """Return the number of blocks, the last one possibly partial."""
+    return -(-numel // blocksize)
+
+
+def packed_bytes(numel: int) -> int:
+    """Return the bytes that ``numel`` 4-bit codes take."""
+    return -(-numel // 2)
+
+
+def check_dtype(argument: str, tensor: Tensor, *allowed: torch.dtype) -> None:
+    """Raise unless the tensor has one of the allowed dtypes."""
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(d) for d in allowed)
+        raise error(argument, f"dtype {names}", tensor.dtype)
+
+
+def check_output_dtype(argument: str, dtype: torch.dtype) -> None:
+    """Raise unless results can have this dtype."""
+    if dtype not in FLOAT_DTYPES:
+        raise error(argument, "torch.float32, torch.float16 or torch.bfloat16", dtype)
+
+
+def check_shape(argument: str, tensor: Tensor, expected: Sequence[int]) -> None:
+    """Raise unless the tensor has the expected shape."""
+    if tuple(tensor.shape) != tuple(expected):
+        raise error(argument, f"shape {tuple(expected)}", tuple(tensor.shape))
+
+
+def check_numel(argument: str, tensor: Tensor, expected: int, why: str) -> None:
+    """Raise unless the tensor has the expected number of elements; say why that many."""
+    if tensor.numel() != expected:
+        raise error(argument, f"{expected} elements ({why})", tensor.numel())
+
+
+def check_device(first: Tensor, **others: Tensor | None) -> None:
+    """Raise unless the other tensors are on the first one's device."""
+    device = first.device
+    for argument, tensor in others.items():
+        if tensor is not None and tensor.device != device:
+            hint = "Move it with .to(device)."
+            raise error(argument, f"a tensor on {device}", tensor.device, hint)
+
+
+def check_matrix(argument: str, tensor: Tensor) -> None:
+    """Raise unless the tensor has 2 dimensions."""
+    if tensor.dim() != 2:
+        raise error(argument, "2 dimensions", f"shape {tuple(tensor.shape)}")
+
+
+def check_positive(argument: str, value: int) -> None:
+    """Raise unless the value is above 0."""
+    if value <= 0:
+        raise error(argument, "a positive number", value)
+
+
+def check_4bit_type(blocksize: int, quant_type: str) -> None:
+    """Raise ``ValueError`` unless the blocksize and the 4-bit type exist."""
+    if blocksize not in BLOCKSIZES_4BIT:
+        raise error("blocksize", f"one of {BLOCKSIZES_4BIT}", blocksize)
+    if quant_type not in QUANT_TYPES_4BIT:
+        raise error("quant_type", f"one of {QUANT_TYPES_4BIT}", repr(quant_type))
+
+
+def check_code(argument: str, code: Tensor) -> None:
+    """Raise unless the tensor is a codebook of 256 entries."""
+    check_dtype(argument, code, torch.float32)
+    check_shape(argument, code, (256,))
+
+
+def check_packed_4bit(argument: str, packed: Tensor, numel: int) -> None:
+    """Raise unless the tensor holds the packed codes of ``numel`` elements."""
+    got = packed.numel() * packed.element_size()
+    # quant_storage wider than a byte rounds the last element up; nothing may be missing, and more
+    # than one storage element to spare means that the shape is not the one that was quantized.
+    if got < packed_bytes(numel) or got - packed_bytes(numel) >= packed.element_size():
+        raise error(
+            argument,
+            f"{packed_bytes(numel)} bytes of packed codes for {numel} elements",
+            f"{got} bytes",
+            "The weight and its quantization state do not belong together.",
+        )
+
+
+def check_out(out: Tensor, shape: Sequence[int], dtype: torch.dtype) -> None:
+    """Raise unless a kernel can write a result of this shape and dtype into ``out``."""
+    check_dtype("out", out, dtype)
+    check_shape("out", out, shape)
+    if not out.is_contiguous():
+        raise error("out", "a contiguous tensor", f"strides {out.stride()}")

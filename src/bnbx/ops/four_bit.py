@@ -1,0 +1,219 @@
+"""Contracts of 4-bit quantization and of products with a 4-bit weight."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bnbx.ops.checks import (
+    FLOAT_DTYPES,
+    blocks_of,
+    check_4bit_type,
+    check_code,
+    check_device,
+    check_dtype,
+    check_numel,
+    check_out,
+    check_output_dtype,
+    check_packed_4bit,
+    check_positive,
+    check_shape,
+    packed_bytes,
+)
+from bnbx.ops.contract import error, operation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@operation(
+    "quantize_4bit(Tensor A, int blocksize, str quant_type, ScalarType quant_storage) "
+    "-> (Tensor, Tensor)"
+)
+def quantize_4bit(
+    A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Packed codes of shape ``(elements, 1)`` in ``quant_storage``; absmax float32 per block."""
+    check_dtype("A", A, *FLOAT_DTYPES)
+    check_4bit_type(blocksize, quant_type)
+    if quant_storage not in {torch.uint8, *FLOAT_DTYPES}:
+        raise error(
+            "quant_storage", "torch.uint8, bfloat16, float16 or float32", str(quant_storage)
+        )
+    numel = A.numel()
+    elements = -(-packed_bytes(numel) // quant_storage.itemsize)
+    packed = A.new_empty((elements, 1), dtype=quant_storage)
+    return packed, A.new_empty(blocks_of(numel, blocksize), dtype=torch.float32)
+
+
+def _check_dequantize_4bit(
+    A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Sequence[int]
+) -> None:
+    check_4bit_type(blocksize, quant_type)
+    check_dtype("A", A, torch.uint8, *FLOAT_DTYPES)
+    check_dtype("absmax", absmax, torch.float32)
+    if any(size < 0 for size in shape):
+        raise error("shape", "sizes of at least 0", tuple(shape))
+    numel = math.prod(shape)
+    check_packed_4bit("A", A, numel)
+    check_numel("absmax", absmax, blocks_of(numel, blocksize), "one per block")
+    check_device(A, absmax=absmax)
+
+
+@operation(
+    "dequantize_4bit(Tensor A, Tensor absmax, int blocksize, str quant_type, SymInt[] shape, "
+    "ScalarType dtype) -> Tensor"
+)
+def dequantize_4bit(
+    A: Tensor,
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Values of ``shape`` in ``dtype``."""
+    _check_dequantize_4bit(A, absmax, blocksize, quant_type, shape)
+    check_output_dtype("dtype", dtype)
+    return A.new_empty(tuple(shape), dtype=dtype)
+
+
+@operation(
+    "dequantize_4bit.out(Tensor A, Tensor absmax, int blocksize, str quant_type, SymInt[] shape, "
+    "ScalarType dtype, *, Tensor(a!) out) -> ()"
+)
+def dequantize_4bit_out(
+    A: Tensor,
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    *,
+    out: Tensor,
+) -> None:
+    """Write the values into ``out``, contiguous, of ``shape`` and ``dtype``."""
+    _check_dequantize_4bit(A, absmax, blocksize, quant_type, shape)
+    check_output_dtype("dtype", dtype)
+    check_out(out, shape, dtype)
+    check_device(A, out=out)
+
+
+@operation(
+    "gemm_4bit(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, str quant_type, "
+    "Tensor? bias=None, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
+    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+)
+def gemm_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    """``A @ dequantize(B).T + bias``, ``(*A.shape[:-1], N)`` in A's dtype; ``shapeB`` is (N, K).
+
+    With ``absmax_8bit`` the scale of block ``i`` is ``absmax_code[absmax_8bit[i]] *
+    absmax[i // absmax_blocksize] + absmax_offset``; without, it is ``absmax[i]``.
+    """
+    N, K = _check_weight_4bit(A, B, shapeB, absmax, blocksize, quant_type)
+    if A.dim() < 1 or A.shape[-1] != K:
+        raise error("A", f"a last dimension of {K}, the weight's K", f"shape {tuple(A.shape)}")
+    blocks = blocks_of(N * K, blocksize)
+    _check_scales(A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    if bias is not None:
+        check_dtype("bias", bias, A.dtype)
+        check_shape("bias", bias, (N,))
+        check_device(A, bias=bias)
+    return A.new_empty((*A.shape[:-1], N))
+
+
+@operation(
+    "gemm_4bit_transposed(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, "
+    "str quant_type, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
+    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+)
+def gemm_4bit_transposed(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    """``A @ dequantize(B)``, ``(*A.shape[:-1], K)``: the gradient of ``gemm_4bit`` for its A."""
+    N, K = _check_weight_4bit(A, B, shapeB, absmax, blocksize, quant_type)
+    if A.dim() < 1 or A.shape[-1] != N:
+        raise error("A", f"a last dimension of {N}, the weight's N", f"shape {tuple(A.shape)}")
+    blocks = blocks_of(N * K, blocksize)
+    _check_scales(A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    return A.new_empty((*A.shape[:-1], K))
+
+
+def _check_weight_4bit(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+) -> tuple[int, int]:
+    check_dtype("A", A, *FLOAT_DTYPES)
+    check_dtype("B", B, torch.uint8, *FLOAT_DTYPES)
+    check_dtype("absmax", absmax, torch.float32)
+    check_4bit_type(blocksize, quant_type)
+    if len(shapeB) != 2:
+        raise error("shapeB", "two sizes, (N, K)", tuple(shapeB))
+    N, K = shapeB
+    check_packed_4bit("B", B, N * K)
+    check_device(A, B=B, absmax=absmax)
+    return N, K
+
+
+def _check_scales(
+    A: Tensor,
+    blocks: int,
+    absmax: Tensor,
+    absmax_8bit: Tensor | None,
+    code: Tensor | None,
+    offset: Tensor | None,
+    blocksize: int,
+) -> None:
+    if absmax_8bit is None:
+        check_numel("absmax", absmax, blocks, "one per block")
+        return
+    _check_nested(absmax_8bit, absmax, code, offset, blocksize, blocks)
+    check_device(A, absmax_8bit=absmax_8bit, absmax_code=code, absmax_offset=offset)
+
+
+def _check_nested(
+    absmax_8bit: Tensor,
+    absmax: Tensor,
+    code: Tensor | None,
+    offset: Tensor | None,
+    blocksize: int,
+    blocks: int,
+) -> None:
+    if code is None or offset is None:
+        missing = "absmax_code" if code is None else "absmax_offset"
+        raise error(missing, "a tensor, because absmax_8bit is given", None)
+    check_positive("absmax_blocksize", blocksize)
+    check_dtype("absmax_8bit", absmax_8bit, torch.uint8)
+    check_numel("absmax_8bit", absmax_8bit, blocks, "one per block")
+    check_numel("absmax", absmax, blocks_of(blocks, blocksize), "one per block of absmax_8bit")
+    check_code("absmax_code", code)
+    check_dtype("absmax_offset", offset, torch.float32)
+    check_numel("absmax_offset", offset, 1, "a scalar")
