@@ -3,7 +3,7 @@
 #include "avx/gemm_4bit_transposed_amx.h"
 #include "avx/gemv_4bit_bf16.h"
 #include "avx/int8_product_amx.h"
-#include "avx/kernels_of.h"
+#include "avx/avx512_table.h"
 #include "avx/vec_avx512.h"
 
 namespace bnbx {
@@ -29,7 +29,7 @@ static void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t 
 }
 
 static constexpr KernelTable make_table() {
-  KernelTable table = cpu::table_of<Vec>();
+  KernelTable table = cpu::avx512_table_of<Vec>();
   table.gemm_4bit = &gemm_4bit;
   table.gemm_4bit_transposed = &gemm_4bit_transposed;
   table.int8_linear_matmul = &cpu::int8_linear_matmul<Vec, cpu::TileProduct<Vec>>;

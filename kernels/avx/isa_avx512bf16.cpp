@@ -1,6 +1,6 @@
 // AVX-512 with VBMI, VNNI and BF16: bf16 and int8 products of few rows have kernels of their own.
 #include "avx/gemv_4bit_bf16.h"
-#include "avx/kernels_of.h"
+#include "avx/avx512_table.h"
 #include "avx/vec_avx512.h"
 
 namespace bnbx {
@@ -18,7 +18,7 @@ static void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t 
 }
 
 static constexpr KernelTable make_table() {
-  KernelTable table = cpu::table_of<Vec>();
+  KernelTable table = cpu::avx512_table_of<Vec>();
   table.gemm_4bit = &gemm_4bit;
   return table;
 }
