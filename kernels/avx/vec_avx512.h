@@ -103,9 +103,12 @@ struct Vec {
         _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
 
-  static F32 gather(const float* base, I32 index) { return _mm512_i32gather_ps(index.v, base, 4); }
+  // Onto zeros: onto an undefined register, each gather would wait for what was there before.
+  static F32 gather(const float* base, I32 index) {
+    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, index.v, base, 4);
+  }
   static I32 gather(const int32_t* base, I32 index) {
-    return _mm512_i32gather_epi32(index.v, base, 4);
+    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xffff, index.v, base, 4);
   }
 
   static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
