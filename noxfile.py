@@ -25,7 +25,7 @@ OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WHEEL_LIMIT = 3_000_000
 #: What the session aarch64 runs -> the Debian package that has it.
 AARCH64_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
-#: Processors that qemu emulates -> the instruction set that must be chosen on them by itself.
+#: Processors for qemu to emulate -> the best instruction set of each.
 AARCH64_PROCESSORS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod"}
 
 
@@ -45,9 +45,7 @@ def need(session: nox.Session, tools: dict[str, str]) -> None:
         session.error(f"not on this machine: run `apt-get install {' '.join(missing)}` as root")
     apt = ("apt-get", "-qq", "-y")
     session.run(*apt, "update", external=True)
-    session.run(
-        *apt, "install", *missing, external=True, env={"DEBIAN_FRONTEND": "noninteractive"}
-    )
+    session.run(*apt, "install", *missing, external=True, env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
 @nox.session
@@ -98,7 +96,8 @@ def aarch64(session: nox.Session) -> None:
     session.run("cmake", "--preset=aarch64", "-GNinja")
     session.run("cmake", "--build", "--preset=aarch64")
     for processor, isa in AARCH64_PROCESSORS.items():
-        # Without the instruction set, naming it stops the tests: it has to be found by itself.
+        # A name that bnbx does not find on the processor fails the tests; an instruction that the
+        # processor lacks ends them.
         env = {"QEMU_CPU": processor, "BNBX_FORCE_ISA": isa}
         session.run("ctest", "--preset=aarch64", env=env)
 

@@ -1,5 +1,6 @@
 #include "avx/cpu_features.h"
 
+#include <cstddef>
 #include <cstdint>
 
 #ifdef BNBX_X86

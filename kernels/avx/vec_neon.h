@@ -55,6 +55,12 @@ static inline I32 operator^(I32 a, I32 b) {
 }
 static inline F32 sqrt(F32 a) { return {vsqrtq_f32(a.low), vsqrtq_f32(a.high)}; }
 
+static inline float32x4_t sign(float32x4_t a) {
+  const float32x4_t one = vbslq_f32(vdupq_n_u32(0x80000000u), a, vdupq_n_f32(1.0f));
+  return vbslq_f32(vcgtq_f32(vabsq_f32(a), vdupq_n_f32(0.0f)), one, a);
+}
+static inline F32 sign(F32 a) { return {sign(a.low), sign(a.high)}; }
+
 // `Isa` only gives the functions a name of their own for each file that is compiled with other
 // flags.
 template <class Isa>
