@@ -30,9 +30,9 @@ DEEP_LEARNING = r"(vpdp|vdpbf16|vcvtne|vpermb|vperm[it]2b|vpmultishiftqb)\w*"
 DOT_PRODUCTS = r"[su]dot"
 #: bf16, products of int8 matrices, the atomics of Armv8.1, SVE: no kernel asks for these yet.
 BEYOND_DOT_PRODUCTS = (
-    r"bf(cvt|dot|ml)\w*|(us|su)dot|[su]{1,2}mmla|"
+    r"bf(cvt|dot|ml|mm)\w*|(us|su)dot|[su]{1,2}mmla|"
     r"(cas|swp|(ld|st)(add|clr|eor|set|[su]max|[su]min))(a|l|al|p)*[bh]?|"
-    r"ptrue|while\w+|(ld|st)n?t?1[bhwd]|rdvl|addvl|movprfx"
+    r"ptrue|while\w+|(ld|st)n?t?1[bhwd]|(cnt|inc)[bhwd]|rdvl|addvl|movprfx"
 )
 ARM = f"{DOT_PRODUCTS}|{BEYOND_DOT_PRODUCTS}"
 
