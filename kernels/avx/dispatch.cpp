@@ -203,7 +203,7 @@ void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* 
                                      int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream stream) {
   check_ascending("qmap1", qmap1);
-  check_ascending("qmap2", qmap2);
+  if (qmap2 != nullptr) check_ascending("qmap2", qmap2);
   kernels().optimizer_update_8bit_blockwise(rule, parameters, count, qmap1, qmap2, hyperparameters,
                                             stream);
 }

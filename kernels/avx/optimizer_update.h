@@ -1,6 +1,13 @@
 // optimizer_update_32bit and optimizer_update_8bit_blockwise: one pass over all parameters of a
 // call, in chunks of equal size, so that many small tensors are shared as evenly as one large one.
+// Where max_unorm limits the updates, a pass before it measures them.
+//
+// The rules work on floats, a block at a time. What is not float, and what does not fill whole
+// vectors, goes through a buffer, so that each rule is compiled once and not for each pair of
+// dtypes.
 #pragma once
+
+#include <cmath>
 
 #include "avx/dequantize_blockwise.h"
 #include "avx/parallel.h"
@@ -12,87 +19,274 @@
 
 namespace bnbx::cpu {
 
-static constexpr int64_t kChunk = 16 * kOptimizerBlocksize;
+// The parameters of a call in chunks, the unit of work of a thread.
+class Chunks {
+ public:
+  static constexpr int64_t kSize = 16 * kOptimizerBlocksize;
 
-// Calls f(parameter, begin, end) for every chunk of every parameter; begin is a multiple of kChunk.
-template <class Function>
-static inline void for_each_chunk(const ParameterUpdate* parameters, int64_t count, Function&& f) {
-  const auto first_chunk = allocate<int64_t>(count + 1);
-  first_chunk[0] = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    first_chunk[i + 1] = first_chunk[i] + ceil_div(parameters[i].numel, kChunk);
-  }
-  parallel_for(first_chunk[count], 2, [&](int64_t chunk, int64_t end) {
-    int64_t i = 0;
-    for (; chunk < end; ++chunk) {
-      while (first_chunk[i + 1] <= chunk) ++i;
-      const int64_t begin = (chunk - first_chunk[i]) * kChunk;
-      f(i, begin, smaller(begin + kChunk, parameters[i].numel));
+  Chunks(const ParameterUpdate* parameters, int64_t count)
+      : parameters_(parameters), count_(count), first_(allocate<int64_t>(count + 1)) {
+    first_[0] = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      first_[i + 1] = first_[i] + ceil_div(parameters[i].numel, kSize);
     }
-  });
-}
+  }
 
-// Calls f with the rule's constants for each parameter.
-template <class Function>
-static inline void with_rule(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
-                             const Hyperparameters& hyperparameters, Function&& f) {
-  switch (rule) {
-    case OptimizerRule::kAdam: {
-      const auto rules = allocate<Adam>(count);
-      for (int64_t i = 0; i < count; ++i) {
-        rules[i] = Adam(hyperparameters, parameters[i].step);
+  // Number of the first chunk of a parameter; of all chunks for the one past the last.
+  int64_t first(int64_t parameter) const { return first_[parameter]; }
+
+  // Calls f(chunk, parameter, start, n) for every block of every chunk, in order within a chunk.
+  template <class Function>
+  void for_each_block(Function&& f) const {
+    parallel_for(first_[count_], 2, [&](int64_t chunk, int64_t end) {
+      int64_t i = 0;
+      for (; chunk < end; ++chunk) {
+        while (first_[i + 1] <= chunk) ++i;
+        const int64_t begin = (chunk - first_[i]) * kSize;
+        const int64_t stop = smaller(begin + kSize, parameters_[i].numel);
+        for (int64_t start = begin; start < stop; start += kOptimizerBlocksize) {
+          f(chunk, i, start, smaller(kOptimizerBlocksize, stop - start));
+        }
       }
-      return f(rules.get());
+    });
+  }
+
+ private:
+  const ParameterUpdate* parameters_;
+  int64_t count_;
+  Workspace<int64_t> first_;
+};
+
+// The maps of 8-bit states: state2 has one of its own.
+template <class V>
+struct StateMaps {
+  const float* code[2];
+  const Encoder8<V>* encode[2];
+};
+
+// One block of a parameter as floats, in the tensors themselves or in the buffers. A last, partial
+// vector is whole here; its other lanes are zero.
+template <class V>
+struct Block {
+  const float* g;
+  float* p;
+  float* states[3];
+  alignas(64) float buffers[5][kOptimizerBlocksize];
+};
+
+// Zeroes the lanes of the last vector that hold none of the n values.
+template <class V>
+static inline void clear_tail(float* values, int64_t n) {
+  const int64_t lanes = n % V::kWidth;
+  if (lanes != 0) memset(values + n, 0, (V::kWidth - lanes) * sizeof(float));
+}
+
+template <class V, class T>
+static inline float* as_floats(T* values, int64_t n, float* buffer) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (n % V::kWidth == 0) return values;
+  }
+  sweep<V>(n, [&](int64_t i, auto lanes) { V::store(buffer + i, load<V>(values + i, lanes)); });
+  return buffer;
+}
+
+template <class V, class T>
+static inline void from_floats(const float* floats, int64_t n, T* values) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (floats == values) return;
+  }
+  sweep<V>(n, [&](int64_t i, auto lanes) { store<V>(values + i, V::load(floats + i), lanes); });
+}
+
+// Where a block of a state lies. The third state follows the first in its tensors.
+struct StateBlock {
+  void* state;  // of the whole parameter
+  float* absmax;
+  int64_t start, number;  // of the block, in elements and in blocks
+  int map;
+
+  StateBlock(const ParameterUpdate& u, int k, int64_t block_start)
+      : state(k == 1 ? u.state2 : u.state1),
+        absmax(k == 1 ? u.absmax2 : u.absmax1),
+        start(k == 2 ? u.numel + block_start : block_start),
+        number(block_start / kOptimizerBlocksize),
+        map(k == 1) {
+    if (k == 2) number += ceil_div(u.numel, kOptimizerBlocksize);
+  }
+};
+
+template <class V>
+static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
+                       int64_t start, int64_t n, Block<V>& block) {
+  with_type(u.g_dtype, [&](auto type) {
+    auto* g = static_cast<const decltype(type)*>(u.g) + start;
+    block.g = as_floats<V>(const_cast<decltype(type)*>(g), n, block.buffers[3]);
+  });
+  with_type(u.p_dtype, [&](auto type) {
+    block.p = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, block.buffers[4]);
+  });
+  for (int k = 0; k < states; ++k) {
+    const StateBlock at(u, k, start);
+    if (maps == nullptr) {
+      block.states[k] = as_floats<V>(static_cast<float*>(at.state) + at.start, n, block.buffers[k]);
+    } else {
+      const uint8_t* codes = static_cast<const uint8_t*>(at.state) + at.start;
+      block.states[k] = block.buffers[k];
+      dequantize_blockwise_block<V>(codes, at.absmax[at.number], n, maps->code[at.map], block.states[k]);
+      clear_tail<V>(block.states[k], n);
     }
   }
 }
 
-// Applies the rule to n elements whose states are float.
-template <class V, class Rule, class G, class P>
-static inline void update_range(const Rule& rule, const Hyperparameters& hyperparameters,
-                                const G* g, P* p, float* state1, float* state2, int64_t n) {
-  using F32 = typename V::F32;
-  const F32 gnorm_scale(static_cast<float>(hyperparameters.gnorm_scale));
-  sweep<V>(n, [&](int64_t i, auto lanes) {
-    const F32 gradient = load<V>(g + i, lanes) * gnorm_scale;
-    const F32 old_p = load<V>(p + i, lanes);
-    const F32 old1 = load<V>(state1 + i, lanes);
-    const F32 old2 = load<V>(state2 + i, lanes);
-    F32 new_p = old_p, new1 = old1, new2 = old2;
-    rule(gradient, new_p, new1, new2);
-    if (hyperparameters.skip_zeros) {
-      new_p = V::where_zero(gradient, old_p, new_p);
-      new1 = V::where_zero(gradient, old1, new1);
-      new2 = V::where_zero(gradient, old2, new2);
+template <class V>
+static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
+                        int64_t start, int64_t n, const Block<V>& block) {
+  with_type(u.p_dtype, [&](auto type) {
+    from_floats<V>(block.p, n, static_cast<decltype(type)*>(u.p) + start);
+  });
+  for (int k = 0; k < states; ++k) {
+    const StateBlock at(u, k, start);
+    if (maps == nullptr) {
+      from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
+    } else {
+      uint8_t* codes = static_cast<uint8_t*>(at.state) + at.start;
+      at.absmax[at.number] = quantize_blockwise_block<V>(
+          static_cast<const float*>(block.states[k]), n, *maps->encode[at.map], codes);
     }
-    store<V>(p + i, new_p, lanes);
-    store<V>(state1 + i, new1, lanes);
-    store<V>(state2 + i, new2, lanes);
+  }
+}
+
+// One block's update; `scale` makes it shorter.
+template <class V, class Rule>
+static inline void update_block(const Rule& rule, const Hyperparameters& hyperparameters,
+                                float scale, int64_t n, Block<V>& block) {
+  using F32 = typename V::F32;
+  const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
+  const F32 decay(rule.decay), step_size(rule.step_size * scale);
+  const bool skip_zeros = hyperparameters.skip_zeros;
+  for (int64_t i = 0; i < n; i += V::kWidth) {
+    const F32 g = V::load(block.g + i) * gnorm_scale;
+    const F32 p = V::load(block.p + i);
+    F32 states[Rule::kStates];
+    for (int k = 0; k < Rule::kStates; ++k) states[k] = V::load(block.states[k] + i);
+    const F32 direction = rule(g, p, states);
+    F32 new_p = p * decay - direction * step_size;
+    if (skip_zeros) {
+      new_p = V::where_zero(g, p, new_p);
+      for (int k = 0; k < Rule::kStates; ++k) {
+        states[k] = V::where_zero(g, V::load(block.states[k] + i), states[k]);
+      }
+    }
+    V::store(block.p + i, new_p);
+    for (int k = 0; k < Rule::kStates; ++k) V::store(block.states[k] + i, states[k]);
+  }
+}
+
+// Writes the directions of one block's update.
+template <class V, class Rule>
+static inline void directions_of_block(const Rule& rule, const Hyperparameters& hyperparameters,
+                                       int64_t n, const Block<V>& block, float* directions) {
+  using F32 = typename V::F32;
+  const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
+  for (int64_t i = 0; i < n; i += V::kWidth) {
+    const F32 g = V::load(block.g + i) * gnorm_scale;
+    F32 states[Rule::kStates];
+    for (int k = 0; k < Rule::kStates; ++k) states[k] = V::load(block.states[k] + i);
+    F32 direction = rule(g, V::load(block.p + i), states);
+    if (hyperparameters.skip_zeros) direction = V::where_zero(g, F32(0.0f), direction);
+    V::store(directions + i, direction);
+  }
+}
+
+template <class V>
+static double sum_of_squares(const float* values, int64_t n) {
+  typename V::F32 sum(0.0f);
+  sweep<V>(n, [&](int64_t i, auto lanes) {
+    const auto x = load<V>(values + i, lanes);
+    sum = sum + x * x;
+  });
+  return static_cast<double>(V::sum(sum));
+}
+
+// Sets the factor that max_unorm leaves to each parameter's update. A parameter that is zero
+// throughout may move freely: no share of its norm would ever let it.
+//
+// The sums are added up in the order of the blocks, whatever thread has made them.
+template <class V, class Rule>
+static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, int64_t count,
+                          const StateMaps<V>* maps, const Hyperparameters& hyperparameters,
+                          const Chunks& chunks, float* scales) {
+  struct Squares {
+    double p, directions;
+  };
+  const auto sums = allocate<Squares>(chunks.first(count));
+  for (int64_t c = 0; c < chunks.first(count); ++c) sums[c] = {0.0, 0.0};
+  chunks.for_each_block([&](int64_t chunk, int64_t i, int64_t start, int64_t n) {
+    Block<V> block;
+    alignas(64) float directions[kOptimizerBlocksize];
+    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
+    directions_of_block<V>(rules[i], hyperparameters, n, block, directions);
+    sums[chunk].p += sum_of_squares<V>(block.p, n);
+    sums[chunk].directions += sum_of_squares<V>(directions, n);
+  });
+  for (int64_t i = 0; i < count; ++i) {
+    Squares total{0.0, 0.0};
+    for (int64_t c = chunks.first(i); c < chunks.first(i + 1); ++c) {
+      total.p += sums[c].p;
+      total.directions += sums[c].directions;
+    }
+    const double limit = hyperparameters.max_unorm * std::sqrt(total.p);
+    const double norm = std::sqrt(total.directions) * static_cast<double>(rules[i].unit);
+    *parameters[i].unorm = as_float(norm);
+    scales[i] = limit > 0.0 && norm > limit ? as_float(limit / norm) : 1.0f;
+  }
+}
+
+template <class V, class Rule>
+static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count,
+                                const StateMaps<V>* maps, const Hyperparameters& hyperparameters) {
+  const auto rules = allocate<Rule>(count);
+  const auto scales = allocate<float>(count);
+  for (int64_t i = 0; i < count; ++i) {
+    const bool again = i > 0 && parameters[i].step == parameters[i - 1].step;
+    rules[i] = again ? rules[i - 1] : Rule(hyperparameters, parameters[i].step);
+    scales[i] = 1.0f;
+  }
+  const Chunks chunks(parameters, count);
+  if (hyperparameters.max_unorm > 0.0) {
+    limit_updates<V>(rules.get(), parameters, count, maps, hyperparameters, chunks, scales.get());
+  }
+  chunks.for_each_block([&](int64_t, int64_t i, int64_t start, int64_t n) {
+    Block<V> block;
+    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
+    update_block<V>(rules[i], hyperparameters, scales[i], n, block);
+    close_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
   });
 }
 
-template <class Function>
-static inline void with_gradient_and_parameter(const ParameterUpdate& u, Function&& f) {
-  with_type(u.g_dtype, [&](auto g_type) {
-    with_type(u.p_dtype, [&](auto p_type) {
-      f(static_cast<const decltype(g_type)*>(u.g), static_cast<decltype(p_type)*>(u.p));
-    });
-  });
+template <class V>
+static void optimizer_update(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
+                             const StateMaps<V>* maps, const Hyperparameters& h) {
+  switch (rule) {
+    case OptimizerRule::kAdam: return optimizer_update_by<V, Adam>(parameters, count, maps, h);
+    case OptimizerRule::kMomentum:
+      return optimizer_update_by<V, Momentum<false>>(parameters, count, maps, h);
+    case OptimizerRule::kNesterov:
+      return optimizer_update_by<V, Momentum<true>>(parameters, count, maps, h);
+    case OptimizerRule::kRMSprop:
+      return optimizer_update_by<V, RMSprop>(parameters, count, maps, h);
+    case OptimizerRule::kAdagrad:
+      return optimizer_update_by<V, Adagrad>(parameters, count, maps, h);
+    case OptimizerRule::kLion: return optimizer_update_by<V, Lion>(parameters, count, maps, h);
+    case OptimizerRule::kAdEMAMix:
+      return optimizer_update_by<V, AdEMAMix>(parameters, count, maps, h);
+  }
 }
 
 template <class V>
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream) {
-  with_rule(rule, parameters, count, hyperparameters, [&](const auto* rules) {
-    for_each_chunk(parameters, count, [&](int64_t index, int64_t begin, int64_t end) {
-      const ParameterUpdate& u = parameters[index];
-      with_gradient_and_parameter(u, [&](const auto* g, auto* p) {
-        update_range<V>(rules[index], hyperparameters, g + begin, p + begin,
-                        static_cast<float*>(u.state1) + begin,
-                        static_cast<float*>(u.state2) + begin, end - begin);
-      });
-    });
-  });
+  optimizer_update<V>(rule, parameters, count, nullptr, hyperparameters);
 }
 
 template <class V>
@@ -100,28 +294,13 @@ void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* 
                                      int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream) {
   const Encoder8<V> encode1(qmap1);
+  if (qmap2 == nullptr) {
+    const StateMaps<V> maps{{qmap1, nullptr}, {&encode1, nullptr}};
+    return optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
+  }
   const Encoder8<V> encode2(qmap2);
-  with_rule(rule, parameters, count, hyperparameters, [&](const auto* rules) {
-    for_each_chunk(parameters, count, [&](int64_t index, int64_t begin, int64_t end) {
-      const ParameterUpdate& u = parameters[index];
-      with_gradient_and_parameter(u, [&](const auto* g, auto* p) {
-        alignas(64) float state1[kOptimizerBlocksize];
-        alignas(64) float state2[kOptimizerBlocksize];
-        for (int64_t i = begin; i < end; i += kOptimizerBlocksize) {
-          const int64_t n = smaller(kOptimizerBlocksize, end - i);
-          uint8_t* codes1 = static_cast<uint8_t*>(u.state1) + i;
-          uint8_t* codes2 = static_cast<uint8_t*>(u.state2) + i;
-          float& absmax1 = u.absmax1[i / kOptimizerBlocksize];
-          float& absmax2 = u.absmax2[i / kOptimizerBlocksize];
-          dequantize_blockwise_block<V>(codes1, absmax1, n, qmap1, state1);
-          dequantize_blockwise_block<V>(codes2, absmax2, n, qmap2, state2);
-          update_range<V>(rules[index], hyperparameters, g + i, p + i, state1, state2, n);
-          absmax1 = quantize_blockwise_block<V>(state1, n, encode1, codes1);
-          absmax2 = quantize_blockwise_block<V>(state2, n, encode2, codes2);
-        }
-      });
-    });
-  });
+  const StateMaps<V> maps{{qmap1, qmap2}, {&encode1, &encode2}};
+  optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
 }
 
 }  // namespace bnbx::cpu

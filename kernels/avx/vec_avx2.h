@@ -34,6 +34,11 @@ static inline I32 operator|(I32 a, I32 b) { return _mm256_or_si256(a.v, b.v); }
 static inline I32 operator&(I32 a, I32 b) { return _mm256_and_si256(a.v, b.v); }
 static inline I32 operator^(I32 a, I32 b) { return _mm256_xor_si256(a.v, b.v); }
 static inline F32 sqrt(F32 a) { return _mm256_sqrt_ps(a.v); }
+static inline F32 sign(F32 a) {
+  const __m256 signed_lanes = _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_OQ);
+  const __m256 bit = _mm256_and_ps(a.v, _mm256_set1_ps(-0.0f));
+  return _mm256_blendv_ps(a.v, _mm256_or_ps(bit, _mm256_set1_ps(1.0f)), signed_lanes);
+}
 
 struct Vec {
   using F32 = avx2::F32;

@@ -34,6 +34,11 @@ static inline I32 operator|(I32 a, I32 b) { return _mm512_or_si512(a.v, b.v); }
 static inline I32 operator&(I32 a, I32 b) { return _mm512_and_si512(a.v, b.v); }
 static inline I32 operator^(I32 a, I32 b) { return _mm512_xor_si512(a.v, b.v); }
 static inline F32 sqrt(F32 a) { return _mm512_sqrt_ps(a.v); }
+static inline F32 sign(F32 a) {
+  const __mmask16 signed_lanes = _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+  const __m512 bit = _mm512_and_ps(a.v, _mm512_set1_ps(-0.0f));
+  return _mm512_mask_or_ps(a.v, signed_lanes, bit, _mm512_set1_ps(1.0f));
+}
 
 // `Isa` only gives the functions a name of their own for each file that is compiled with other
 // flags.

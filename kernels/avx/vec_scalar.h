@@ -69,6 +69,10 @@ static inline I32 operator^(I32 a, I32 b) {
 static inline F32 sqrt(F32 a) {
   return map<F32>(a, a, [](float x, float) { return ::sqrtf(x); });
 }
+// 1 or -1; zero and NaN stay.
+static inline F32 sign(F32 a) {
+  return map<F32>(a, a, [](float x, float) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; });
+}
 
 struct Vec {
   using F32 = scalar::F32;

@@ -10,6 +10,7 @@ import torch
 
 from bnbx import codebooks
 from bnbx.backends import reference
+from bnbx.ops import OPTIMIZERS, RULES, state_shape
 
 SIGNED = codebooks.create_dynamic_map()
 UNSIGNED = codebooks.create_dynamic_map(signed=False)
@@ -79,36 +80,61 @@ def _every_call(M: int, N: int, K: int, dtype: torch.dtype) -> dict[str, dict[st
 
 
 def update_32bit(
-    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, **hyperparameters: float
+    shapes: tuple[tuple[int, ...], ...],
+    dtype: torch.dtype,
+    name: str = "adam",
+    **hyperparameters: float,
 ) -> dict[str, Any]:
     """Return the arguments of one update of parameters of the given shapes."""
+    states = RULES[OPTIMIZERS[name]]
+    values = [
+        [
+            (torch.randn if signed else torch.rand)(state_shape(shape, stacked)) * 0.1
+            for shape in shapes
+        ]
+        for signed, stacked in states
+    ]
+    limited = hyperparameters.get("max_unorm", 0.0) > 0.0
     return {
-        "optimizer_name": "adam",
+        "optimizer_name": name,
         "g": [torch.randn(shape).to(dtype) for shape in shapes],
         "p": [torch.randn(shape).to(dtype) for shape in shapes],
-        "state1": [torch.randn(shape) * 0.1 for shape in shapes],
-        "state2": [torch.rand(shape) * 0.1 for shape in shapes],
+        "state1": values[0],
+        "state2": values[1] if len(values) > 1 else [],
+        "unorm_vec": [torch.zeros(1) for _ in shapes] if limited else [],
         "step": [3 + i for i, _ in enumerate(shapes)],
         "lr": 1e-2,
         "beta1": 0.9,
         "beta2": 0.99,
-        "beta3": 0.0,
-        "alpha": 0.0,
+        "beta3": 0.999,
+        "alpha": 3.0,
         "eps": 1e-8,
         "weight_decay": 0.1,
         "gnorm_scale": 1.0,
         "skip_zeros": False,
+        "max_unorm": 0.0,
         **hyperparameters,
     }
 
 
+def encoded(state: torch.Tensor, qmap: torch.Tensor, stacked: int) -> list[torch.Tensor]:
+    """Return codes and scales of a state, each of the values that it stacks by itself."""
+    parts = state.unbind() if stacked > 1 else [state]
+    quantized = [reference.quantize_blockwise(part, qmap, 256) for part in parts]
+    return [torch.stack(t) if stacked > 1 else t[0] for t in zip(*quantized, strict=True)]
+
+
 def update_8bit(
-    shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, **hyperparameters: float
+    shapes: tuple[tuple[int, ...], ...],
+    dtype: torch.dtype,
+    name: str = "adam",
+    **hyperparameters: float,
 ) -> dict[str, Any]:
     """Return the arguments of the same update with 8-bit states."""
-    calls = update_32bit(shapes, dtype, **hyperparameters)
-    for i, qmap in (("1", SIGNED), ("2", UNSIGNED)):
-        states = [reference.quantize_blockwise(s, qmap, 256) for s in calls[f"state{i}"]]
+    calls = {**update_32bit(shapes, dtype, name, **hyperparameters), "qmap2": None, "absmax2": []}
+    for i, (signed, stacked) in enumerate(RULES[OPTIMIZERS[name]], 1):
+        qmap = SIGNED if signed else UNSIGNED
+        states = [encoded(state, qmap, stacked) for state in calls[f"state{i}"]]
         calls[f"state{i}"] = [codes for codes, _ in states]
         calls[f"absmax{i}"] = [absmax for _, absmax in states]
         calls[f"qmap{i}"] = qmap

@@ -9,23 +9,14 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.ops import OPTIMIZERS, RULES
 
+from . import rules
 from .checks import DTYPES, close, every_isa, refuses, run, same
 from .samples import arguments, update_32bit
 
 #: Nothing, scalars, partial vectors, more than one chunk and more than one thread's share.
 SHAPES = ((), (0,), (4, 0), (1,), (7,), (16,), (3, 5, 7), (255,), (257,), (20_001,))
-
-
-def adam(call, i, g):
-    """Return new parameter, state1, state2 in float64: Loshchilov & Hutter 2019, algorithm 2."""
-    p, m, v = (call[name][i].double() for name in ("p", "state1", "state2"))
-    lr, beta1, beta2, step = call["lr"], call["beta1"], call["beta2"], call["step"][i]
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g * g
-    m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
-    p = p * (1 - lr * call["weight_decay"]) - lr * m_hat / (v_hat.sqrt() + call["eps"])
-    return p, m, v
 
 
 def run_32bit(**call):
@@ -36,67 +27,121 @@ def check(update, call):
     """Run the update and compare each tensor with the rule in float64."""
     before = copy.deepcopy(call)
     assert update(**call) is None
-    for i, p in enumerate(before["p"]):
-        g = before["g"][i].double() * before["gnorm_scale"]
-        expected = adam(before, i, g)
-        largest = p.double().abs() + (expected[0] - p.double()).abs()
-        errors = (largest, before["state1"][i].abs() + g.abs(), expected[2])
-        for name, exact, size in zip(("p", "state1", "state2"), expected, errors, strict=True):
-            if before["skip_zeros"]:
-                exact = torch.where(g == 0.0, before[name][i].double(), exact)  # noqa: PLW2901
-            close(call[name][i], exact, 8 * torch.finfo(torch.float32).eps * size)
-        same(call["g"][i], before["g"][i])
+    eps = torch.finfo(torch.float32).eps
+    names = [name for name in ("state1", "state2") if call[name]]
+    for i, (g, p) in enumerate(zip(before["g"], before["p"], strict=True)):
+        states = [before[name][i] for name in names]
+        expected, moved, unorm = rules.update(
+            call["optimizer_name"], before, before["step"][i], g, p, *states
+        )
+        size = p.double().abs() + (expected - p.double()).abs()
+        # A direction is a quotient of sums of terms of both signs, which may nearly cancel.
+        size += 2 * call["lr"] * (1 + call["alpha"])
+        close(call["p"][i], expected, 8 * eps * size)
+        for name, exact, old in zip(names, moved, states, strict=True):
+            terms = old.abs() + g.double().abs() + g.double() ** 2 + p.double().abs()
+            close(call[name][i], exact, 16 * eps * (exact.abs() + terms))
+        if call["unorm_vec"]:
+            close(call["unorm_vec"][i], unorm.view(1), 1e-6 * unorm)
+        same(call["g"][i], g)
 
 
 @every_isa
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_adam(dtype):
-    for g_dtype in DTYPES:
-        call = update_32bit(SHAPES, dtype)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_rule(name, dtype):
+    for g_dtype in DTYPES if name == "adam" else (dtype,):
+        call = update_32bit(SHAPES, dtype, name)
         call["g"] = [g.to(g_dtype) for g in call["g"]]
         check(run_32bit, call)
 
 
-def test_reference():
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_reference(name):
     for dtype in DTYPES:
-        check(reference.optimizer_update_32bit, update_32bit(SHAPES, dtype))
+        check(reference.optimizer_update_32bit, update_32bit(SHAPES, dtype, name))
+
+
+CHANGES = [
+    {"lr": 0.0},
+    {"lr": 1.0},
+    {"beta1": 0.0},
+    {"beta2": 0.0},
+    {"beta1": 0.0, "beta2": 0.0},
+    {"beta3": 0.0},
+    {"alpha": 0.0},
+    {"eps": 0.1},
+    {"weight_decay": 0.0},
+    {"weight_decay": 1.0},
+    {"gnorm_scale": 0.25},
+    {"gnorm_scale": -1.0},
+    {"skip_zeros": True},
+    {"max_unorm": 1e-3},
+    {"max_unorm": 1e6},
+    {"max_unorm": 0.1, "skip_zeros": True, "gnorm_scale": 2.0},
+]
+
+
+def set_zeros(call):
+    if call["beta2"] > 0.0:  # or a direction is a sum over eps, and its rounding anything
+        for g in call["g"]:
+            g[::3] = 0.0
 
 
 @every_isa
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"lr": 0.0},
-        {"lr": 1.0},
-        {"beta1": 0.0},
-        {"beta2": 0.0},
-        {"beta1": 0.0, "beta2": 0.0},
-        {"eps": 0.1},
-        {"weight_decay": 0.0},
-        {"weight_decay": 1.0},
-        {"gnorm_scale": 0.25},
-        {"skip_zeros": True},
-    ],
-    ids=str,
-)
-def test_hyperparameters(changed):
-    call = update_32bit(((33,), (70,)), torch.float32, **changed)
-    call["g"][0][::3] = 0.0
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("changed", CHANGES, ids=str)
+def test_hyperparameters(changed, name):
+    call = update_32bit(((33,), (70,), (5000,)), torch.float32, name, **changed)
+    set_zeros(call)
     check(run_32bit, call)
 
 
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("changed", CHANGES, ids=str)
+def test_reference_hyperparameters(changed, name):
+    call = update_32bit(((70,),), torch.float32, name, **changed)
+    set_zeros(call)
+    check(reference.optimizer_update_32bit, call)
+
+
 @every_isa
-def test_steps():
-    call = update_32bit(((33,),) * 4, torch.float32)
+@pytest.mark.parametrize("name", RULES)
+def test_a_limited_update_has_the_norm_of_the_limit(name):
+    call = update_32bit(((300,),), torch.float32, name, max_unorm=1e-2, weight_decay=0.0, lr=1.0)
+    before = call["p"][0].clone()
+    run_32bit(**call)
+    moved = (call["p"][0] - before).norm()
+    torch.testing.assert_close(moved, 1e-2 * before.norm(), rtol=1e-4, atol=0.0)
+
+
+@every_isa
+def test_zeros_are_not_held_back_by_their_norm():
+    for update in (run_32bit, reference.optimizer_update_32bit):
+        call = update_32bit(((300,),), torch.float32, "lamb", max_unorm=1e-2)
+        call["p"][0].zero_()
+        check(update, call)
+        assert (call["p"][0] != 0.0).all()
+
+
+every_rule = pytest.mark.parametrize("name", RULES)
+WRITTEN = ("p", "state1", "state2", "unorm_vec")
+
+
+@every_isa
+@every_rule
+def test_steps(name):
+    call = update_32bit(((33,),) * 4, torch.float32, name)
     call["step"] = [1, 2, 1000, 10**7]
     check(run_32bit, call)
 
 
 @every_isa
-def test_first_steps_from_nothing():
-    call = update_32bit(((70,), (3,)), torch.float32)
-    for name in ("state1", "state2"):
-        call[name] = [torch.zeros_like(state) for state in call[name]]
+@every_rule
+def test_first_steps_from_nothing(name):
+    call = update_32bit(((70,), (3,)), torch.float32, name)
+    for state in ("state1", "state2"):
+        call[state] = [torch.zeros_like(t) for t in call[state]]
     for step in (1, 2, 3, 4):
         call["step"] = [step] * 2
         call["g"] = [torch.randn_like(p) for p in call["p"]]
@@ -104,57 +149,94 @@ def test_first_steps_from_nothing():
 
 
 @every_isa
-def test_zero_gradients_move_nothing_at_first():
-    call = update_32bit(((70,),), torch.float32, weight_decay=0.0)
-    for name in ("g", "state1", "state2"):
-        call[name][0].zero_()
+@every_rule
+def test_zero_gradients_move_nothing_at_first(name):
+    call = update_32bit(((70,),), torch.float32, name, weight_decay=0.0)
+    for argument in ("g", "state1", "state2"):
+        for tensor in call[argument]:
+            tensor.zero_()
     before = copy.deepcopy(call)
     run_32bit(**call)
-    for name in ("p", "state1", "state2"):
-        same(call[name], before[name])
+    for argument in WRITTEN:
+        same(call[argument], before[argument])
 
 
 @every_isa
+@every_rule
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_harms_its_element_alone(bad):
+def test_a_gradient_that_is_not_finite_harms_its_element_alone(bad, name):
     for dtype in DTYPES:
-        call = update_32bit(((70,),), dtype)
+        call = update_32bit(((70,),), dtype, name)
         expected = copy.deepcopy(call)
         run_32bit(**expected)
         call["g"][0][33] = bad
         run_32bit(**call)
-        assert call["p"][0][33].isnan()
+        assert not call["state1"][0][..., 33].isfinite().any()
+        assert name == "lion" or not call["p"][0][33].isfinite()
         other = torch.arange(70) != 33
-        for name in ("p", "state1", "state2"):
-            same(call[name][0][other], expected[name][0][other])
+        for argument in WRITTEN:
+            for found, wanted in zip(call[argument], expected[argument], strict=True):
+                same(found[..., other], wanted[..., other])
 
 
 @every_isa
-def test_strides_of_a_gradient_do_not_matter():
-    call = update_32bit(((33, 47),), torch.float32)
+@every_rule
+@pytest.mark.parametrize("limit", [0.0, 0.1])
+def test_a_nan_limits_no_other_element(limit, name):
+    call = update_32bit(((5000,),), torch.float32, name, max_unorm=limit)
+    call["g"][0][33] = math.nan
+    run_32bit(**call)
+    assert call["p"][0].isnan().nonzero().tolist() == [[33]]
+
+
+@every_isa
+@every_rule
+def test_strides_of_a_gradient_do_not_matter(name):
+    call = update_32bit(((33, 47),), torch.float32, name)
     other = copy.deepcopy(call)
     other["g"] = [other["g"][0].t().contiguous().t()]
     run_32bit(**call)
     run_32bit(**other)
-    for name in ("p", "state1", "state2"):
-        same(other[name], call[name])
+    for argument in WRITTEN:
+        same(other[argument], call[argument])
 
 
 @every_isa
-def test_no_parameters():
-    run_32bit(**update_32bit((), torch.float32))  # raises nothing
+@every_rule
+def test_no_parameters(name):
+    run_32bit(**update_32bit((), torch.float32, name))  # raises nothing
 
 
 @every_isa
-def test_one_call_is_many_calls():
-    together = update_32bit(SHAPES, torch.float32)
+@every_rule
+@pytest.mark.parametrize("limit", [0.0, 0.1])
+def test_one_call_is_many_calls(limit, name):
+    together = update_32bit(SHAPES, torch.float32, name, max_unorm=limit)
     alone = copy.deepcopy(together)
     run_32bit(**together)
-    lists = ("g", "p", "state1", "state2", "step")
+    lists = [argument for argument in ("g", *WRITTEN, "step") if together[argument]]
     for i in range(len(SHAPES)):
-        run_32bit(**{**alone, **{name: [alone[name][i]] for name in lists}})
-    for name in ("p", "state1", "state2"):
-        same(alone[name], together[name])
+        run_32bit(**{**alone, **{argument: [alone[argument][i]] for argument in lists}})
+    for argument in WRITTEN:
+        same(alone[argument], together[argument])
+
+
+@every_isa
+@every_rule
+def test_the_number_of_threads_changes_no_bit(name):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            torch.manual_seed(1)
+            call = update_32bit(SHAPES, torch.bfloat16, name, max_unorm=0.01)
+            run_32bit(**call)
+            found.append([call[argument] for argument in WRITTEN])
+    finally:
+        torch.set_num_threads(before)
+    same(found[0], found[1])
+    same(found[0], found[2])
 
 
 def changed_entry(name, index, replace):
@@ -172,6 +254,15 @@ LISTS = ("p", "g", "state1", "state2")
 WRONG = [
     ("optimizer_name", {"optimizer_name": "sgdm"}),
     *((name, {name: arguments("optimizer_update_32bit")[name][:1]}) for name in LISTS[1:]),
+    ("state2", {"optimizer_name": "lion"}),
+    ("state1[0]", {"optimizer_name": "ademamix"}),
+    ("max_unorm", {"max_unorm": -1.0}),
+    ("max_unorm", {"max_unorm": math.nan}),
+    ("unorm_vec", {"max_unorm": 1.0}),
+    ("unorm_vec", {"unorm_vec": [torch.zeros(1)] * 2}),
+    ("unorm_vec[1]", {"max_unorm": 1.0, "unorm_vec": [torch.zeros(1), torch.zeros(2)]}),
+    ("unorm_vec[0]", {"max_unorm": 1.0, "unorm_vec": [torch.zeros(1).half()] * 2}),
+    ("unorm_vec[0]", {"max_unorm": 1.0, "unorm_vec": [torch.zeros(1, device="meta")] * 2}),
     ("step", {"step": [1]}),
     ("step[1]", {"step": [1, 0]}),
     *((f"{name}[1]", changed_entry(name, 1, torch.Tensor.double)) for name in LISTS),

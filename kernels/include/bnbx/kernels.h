@@ -18,7 +18,15 @@ using Stream = void*;
 
 enum class DType : int { kFloat32, kFloat16, kBFloat16 };
 enum class QuantType : int { kNF4, kFP4 };
-enum class OptimizerRule : int { kAdam };
+enum class OptimizerRule : int {
+  kAdam,
+  kMomentum,
+  kNesterov,
+  kRMSprop,
+  kAdagrad,
+  kLion,
+  kAdEMAMix
+};
 
 // Scales of a 4-bit tensor, one per block of `blocksize` elements: absmax[i], or, if absmax_8bit is
 // not null, absmax_code[absmax_8bit[i]] * absmax[i / absmax_blocksize] + *absmax_offset.
@@ -38,7 +46,9 @@ struct Bias {
 };
 
 // One parameter of an optimizer step. The states are float for 32-bit updates, uint8_t codes with
-// their absmax (one per 256 elements) for 8-bit updates.
+// their absmax (one per 256 elements) for 8-bit updates. state2 and absmax2 are null where a rule
+// keeps one state; AdEMAMix has its slow average in the second half of state1 and absmax1. unorm is
+// null unless max_unorm is above 0; it gets the norm of the update.
 struct ParameterUpdate {
   const void* g;
   DType g_dtype;
@@ -48,6 +58,7 @@ struct ParameterUpdate {
   void* state2;
   float* absmax1;
   float* absmax2;
+  float* unorm;
   int64_t numel;
   int64_t step;  // counted from 1
 };
@@ -101,7 +112,8 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                  const float* SCB, float threshold, Bias bias, int8_t* codes, float* stats,
                  uint8_t* outliers, void* out, Stream stream);
 
-// Optimizers: one call updates all parameters that share their hyperparameters.
+// Optimizers: one call updates all parameters that share their hyperparameters. qmap2 is null where
+// a rule keeps one state.
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream stream);
 void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,

@@ -178,54 +178,58 @@ def int8_linear(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr
 
 
 cdef k.Hyperparameters make_hyperparameters(tuple values) except *:
-    # In the order of the schema: lr, beta1, beta2, beta3, alpha, eps, weight_decay[, gnorm_scale[,
-    # skip_zeros]].
+    # In the order of the schema: lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale,
+    # skip_zeros, max_unorm.
     cdef k.Hyperparameters h
-    h.lr, h.beta1, h.beta2, h.beta3, h.alpha, h.eps, h.weight_decay = values[:7]
-    h.gnorm_scale = values[7] if len(values) > 7 else 1.0
-    h.skip_zeros = values[8] if len(values) > 8 else False
+    (h.lr, h.beta1, h.beta2, h.beta3, h.alpha, h.eps, h.weight_decay, h.gnorm_scale,
+     h.skip_zeros, h.max_unorm) = values
     return h
 
 
-cdef void add_parameter(vector[k.ParameterUpdate]& updates, uintptr_t g, int g_dtype, uintptr_t p,
-                        int p_dtype, uintptr_t state1, uintptr_t state2, uintptr_t absmax1,
-                        uintptr_t absmax2, int64_t numel, int64_t step) except *:
+cdef void add_parameters(vector[k.ParameterUpdate]& updates, list g, list g_dtypes, list p,
+                         list p_dtypes, list state1, list state2, list unorm, list numel,
+                         list step) except *:
     cdef k.ParameterUpdate u
-    u.g = <const void*> g
-    u.g_dtype = <k.DType> g_dtype
-    u.p = <void*> p
-    u.p_dtype = <k.DType> p_dtype
-    u.state1 = <void*> state1
-    u.state2 = <void*> state2
-    u.absmax1 = <float*> absmax1
-    u.absmax2 = <float*> absmax2
-    u.numel = numel
-    u.step = step
-    updates.push_back(u)
+    cdef Py_ssize_t i
+    u.absmax1 = NULL
+    u.absmax2 = NULL
+    updates.reserve(len(p))
+    for i in range(len(p)):
+        u.g = <const void*> <uintptr_t> g[i]
+        u.g_dtype = <k.DType> <int> g_dtypes[i]
+        u.p = <void*> <uintptr_t> p[i]
+        u.p_dtype = <k.DType> <int> p_dtypes[i]
+        u.state1 = <void*> <uintptr_t> state1[i]
+        u.state2 = <void*> <uintptr_t> state2[i] if state2 else NULL
+        u.unorm = <float*> <uintptr_t> unorm[i] if unorm else NULL
+        u.numel = numel[i]
+        u.step = step[i]
+        updates.push_back(u)
 
 
 def optimizer_update_32bit(int rule, list g, list g_dtypes, list p, list p_dtypes, list state1,
-                           list state2, list numel, list step, tuple hyperparameters,
+                           list state2, list unorm, list numel, list step, tuple hyperparameters,
                            uintptr_t stream):
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    for i in range(len(p)):
-        add_parameter(updates, g[i], g_dtypes[i], p[i], p_dtypes[i], state1[i], state2[i], 0, 0,
-                      numel[i], step[i])
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step)
     with nogil:
         k.optimizer_update_32bit(<k.OptimizerRule> rule, updates.data(), updates.size(), h,
                                  <k.Stream> stream)
 
 
 def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
-                                    list state1, list state2, uintptr_t qmap1, uintptr_t qmap2,
-                                    list absmax1, list absmax2, list numel, list step,
-                                    tuple hyperparameters, uintptr_t stream):
+                                    list state1, list state2, list unorm, uintptr_t qmap1,
+                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
+                                    list step, tuple hyperparameters, uintptr_t stream):
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
+    cdef Py_ssize_t i
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step)
     for i in range(len(p)):
-        add_parameter(updates, g[i], g_dtypes[i], p[i], p_dtypes[i], state1[i], state2[i],
-                      absmax1[i], absmax2[i], numel[i], step[i])
+        updates[i].absmax1 = <float*> <uintptr_t> absmax1[i]
+        if absmax2:
+            updates[i].absmax2 = <float*> <uintptr_t> absmax2[i]
     with nogil:
         k.optimizer_update_8bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
                                           <const float*> qmap1, <const float*> qmap2, h,

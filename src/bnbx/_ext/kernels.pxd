@@ -16,6 +16,7 @@ cdef extern from "common/optimizers.h" namespace "bnbx" nogil:
         double weight_decay
         double gnorm_scale
         cpp_bool skip_zeros
+        double max_unorm
 
 
 cdef extern from "common/codebooks.h" namespace "bnbx" nogil:
@@ -39,6 +40,12 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
 
     cdef enum class OptimizerRule(int):
         kAdam
+        kMomentum
+        kNesterov
+        kRMSprop
+        kAdagrad
+        kLion
+        kAdEMAMix
 
     cdef struct BlockScales:
         const float* absmax
@@ -61,6 +68,7 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
         void* state2
         float* absmax1
         float* absmax2
+        float* unorm
         int64_t numel
         int64_t step
 

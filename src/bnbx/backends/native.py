@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bnbx.codebooks import QUANT_TYPES_4BIT
-from bnbx.ops import FLOAT_DTYPES, OPTIMIZERS, packed_bytes
+from bnbx.ops import FLOAT_DTYPES, OPTIMIZERS, RULES, packed_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: The numbers of ``bnbx::DType``, ``bnbx::QuantType`` and ``bnbx::OptimizerRule``.
 DTYPES = {dtype: number for number, dtype in enumerate(FLOAT_DTYPES)}
 QUANT_TYPES = {name: number for number, name in enumerate(QUANT_TYPES_4BIT)}
-RULES = {name: number for number, name in enumerate(OPTIMIZERS)}
+RULE_NUMBERS = {name: list(RULES).index(rule) for name, rule in OPTIMIZERS.items()}
 
 
 def _pointer(tensor: Tensor | None) -> int:
@@ -29,6 +29,11 @@ def _pointer(tensor: Tensor | None) -> int:
 
 def _pointers(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
+
+
+def _every_hyperparameter(given: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the hyperparameters with the defaults of those that the dispatcher has left out."""
+    return given + (1.0, False, 0.0)[len(given) - 7 :]  # gnorm_scale, skip_zeros, max_unorm
 
 
 class NativeBackend:
@@ -420,22 +425,24 @@ class NativeBackend:
         p: Sequence[Tensor],
         state1: Sequence[Tensor],
         state2: Sequence[Tensor],
+        unorm_vec: Sequence[Tensor],
         step: Sequence[int],
         *hyperparameters: float,
     ) -> None:
         g = [t.contiguous() for t in g]
         if p:
             self.ext.optimizer_update_32bit(
-                RULES[optimizer_name],
+                RULE_NUMBERS[optimizer_name],
                 _pointers(g),
                 [DTYPES[t.dtype] for t in g],
                 _pointers(p),
                 [DTYPES[t.dtype] for t in p],
                 _pointers(state1),
                 _pointers(state2),
+                _pointers(unorm_vec),
                 [t.numel() for t in p],
                 list(step),
-                hyperparameters,
+                _every_hyperparameter(hyperparameters),
                 self.stream_of(p[0]),
             )
 
@@ -447,30 +454,32 @@ class NativeBackend:
         p: Sequence[Tensor],
         state1: Sequence[Tensor],
         state2: Sequence[Tensor],
+        unorm_vec: Sequence[Tensor],
         qmap1: Tensor,
-        qmap2: Tensor,
+        qmap2: Tensor | None,
         absmax1: Sequence[Tensor],
         absmax2: Sequence[Tensor],
         step: Sequence[int],
         *hyperparameters: float,
     ) -> None:
         g = [t.contiguous() for t in g]
-        qmap1, qmap2 = qmap1.contiguous(), qmap2.contiguous()
+        qmap1, qmap2 = qmap1.contiguous(), None if qmap2 is None else qmap2.contiguous()
         if p:
             self.ext.optimizer_update_8bit_blockwise(
-                RULES[optimizer_name],
+                RULE_NUMBERS[optimizer_name],
                 _pointers(g),
                 [DTYPES[t.dtype] for t in g],
                 _pointers(p),
                 [DTYPES[t.dtype] for t in p],
                 _pointers(state1),
                 _pointers(state2),
+                _pointers(unorm_vec),
                 qmap1.data_ptr(),
-                qmap2.data_ptr(),
+                _pointer(qmap2),
                 _pointers(absmax1),
                 _pointers(absmax2),
                 [t.numel() for t in p],
                 list(step),
-                hyperparameters,
+                _every_hyperparameter(hyperparameters),
                 self.stream_of(p[0]),
             )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bnbx.backends.reference_rules import Constants, update
 from bnbx.codebooks import get_4bit_type
 from bnbx.ops import OPTIMIZER_BLOCKSIZE, error, packed_bytes
 
@@ -276,32 +277,13 @@ def int8_linear(
     return out.view(*A.shape[:-1], CB.shape[0])
 
 
-def _adam(
-    g: Tensor,
-    p: Tensor,
-    m: Tensor,
-    v: Tensor,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loshchilov & Hutter 2019, algorithm 2: the decay acts on the parameter, for Adam as well."""
-    m = m * beta1 + (1.0 - beta1) * g
-    v = v * beta2 + (1.0 - beta2) * g * g
-    denominator = (v / (1.0 - beta2**step)).sqrt() + eps
-    p = p * (1.0 - lr * weight_decay) - lr / (1.0 - beta1**step) * m / denominator
-    return p, m, v
-
-
 def optimizer_update_32bit(
     optimizer_name: str,
     g: Sequence[Tensor],
     p: Sequence[Tensor],
     state1: Sequence[Tensor],
     state2: Sequence[Tensor],
+    unorm_vec: Sequence[Tensor],
     step: Sequence[int],
     lr: float,
     beta1: float,
@@ -312,24 +294,42 @@ def optimizer_update_32bit(
     weight_decay: float,
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
+    max_unorm: float = 0.0,
 ) -> None:
+    numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale)
     for i, parameter in enumerate(p):
-        gradient = g[i].float() * gnorm_scale
-        new = _adam(
-            gradient,
-            parameter.float(),
-            state1[i],
-            state2[i],
-            step[i],
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        )
-        kept = gradient == 0.0 if skip_zeros else None
-        for old, value in zip((parameter, state1[i], state2[i]), new, strict=True):
-            old.copy_(value if kept is None else torch.where(kept, old, value.to(old.dtype)))
+        constants = Constants(step[i], *numbers, skip_zeros, max_unorm)
+        states = [values[i] for values in (state1, state2) if values]
+        new_p, new_states, unorm = update(optimizer_name, constants, g[i], parameter, states)
+        parameter.copy_(new_p)
+        for state, value in zip(states, new_states, strict=True):
+            state.copy_(value)
+        if unorm_vec:
+            unorm_vec[i].fill_(unorm)
+
+
+def _parts(codes: Tensor, absmax: Tensor, p: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return codes and scales of each state of the parameter's shape that ``codes`` stacks."""
+    if codes.dim() == p.dim():
+        return [(codes, absmax)]
+    rows = absmax.view(len(codes), absmax.numel() // len(codes))
+    return list(zip(codes.unbind(), rows.unbind(), strict=True))
+
+
+def _decode_state(parts: list[tuple[Tensor, Tensor]], qmap: Tensor) -> Tensor:
+    states = [
+        dequantize_blockwise(codes, absmax, qmap, OPTIMIZER_BLOCKSIZE, torch.float32)
+        for codes, absmax in parts
+    ]
+    return states[0] if len(states) == 1 else torch.stack(states)
+
+
+def _encode_state(state: Tensor, parts: list[tuple[Tensor, Tensor]], qmap: Tensor) -> None:
+    values = [state] if len(parts) == 1 else state.unbind()
+    for value, (codes, absmax) in zip(values, parts, strict=True):
+        new_codes, new_absmax = quantize_blockwise(value, qmap, OPTIMIZER_BLOCKSIZE)
+        codes.copy_(new_codes)
+        absmax.copy_(new_absmax.view(absmax.shape))
 
 
 def optimizer_update_8bit_blockwise(
@@ -338,47 +338,34 @@ def optimizer_update_8bit_blockwise(
     p: Sequence[Tensor],
     state1: Sequence[Tensor],
     state2: Sequence[Tensor],
+    unorm_vec: Sequence[Tensor],
     qmap1: Tensor,
-    qmap2: Tensor,
+    qmap2: Tensor | None,
     absmax1: Sequence[Tensor],
     absmax2: Sequence[Tensor],
     step: Sequence[int],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    gnorm_scale: float = 1.0,
-    skip_zeros: bool = False,
+    *hyperparameters: float,
+    **named: float,
 ) -> None:
-    _check_ascending("qmap1", qmap1)
-    _check_ascending("qmap2", qmap2)
+    quantized = [(state1, absmax1, qmap1)]
+    if qmap2 is not None:
+        quantized.append((state2, absmax2, qmap2))
+    for number, (_, _, qmap) in enumerate(quantized, 1):
+        _check_ascending(f"qmap{number}", qmap)
     for i, parameter in enumerate(p):
-        quantized = ((state1[i], absmax1[i], qmap1), (state2[i], absmax2[i], qmap2))
-        states = [
-            dequantize_blockwise(codes, absmax, qmap, OPTIMIZER_BLOCKSIZE, torch.float32)
-            for codes, absmax, qmap in quantized
-        ]
+        parts = [_parts(codes[i], absmax[i], parameter) for codes, absmax, _ in quantized]
+        maps = [qmap for _, _, qmap in quantized]
+        states = [_decode_state(own, qmap) for own, qmap in zip(parts, maps, strict=True)]
         optimizer_update_32bit(
             optimizer_name,
             [g[i]],
             [parameter],
-            [states[0]],
-            [states[1]],
+            states[:1],
+            states[1:],
+            unorm_vec[i : i + 1],
             [step[i]],
-            lr,
-            beta1,
-            beta2,
-            beta3,
-            alpha,
-            eps,
-            weight_decay,
-            gnorm_scale,
-            skip_zeros,
+            *hyperparameters,
+            **named,  # type: ignore[arg-type]
         )
-        for (codes, absmax, qmap), state in zip(quantized, states, strict=True):
-            new_codes, new_absmax = quantize_blockwise(state, qmap, OPTIMIZER_BLOCKSIZE)
-            codes.copy_(new_codes)
-            absmax.copy_(new_absmax)
+        for state, own, qmap in zip(states, parts, maps, strict=True):
+            _encode_state(state, own, qmap)

@@ -20,7 +20,13 @@ from bnbx.ops.checks import (
 )
 from bnbx.ops.contract import CONTRACTS, LIBRARY, error, operation, register
 from bnbx.ops.int8 import Int8Quantized
-from bnbx.ops.optimizers import OPTIMIZER_BLOCKSIZE, OPTIMIZERS
+from bnbx.ops.optimizers import (
+    OPTIMIZER_BLOCKSIZE,
+    OPTIMIZERS,
+    RULES,
+    OptimizerState,
+    state_shape,
+)
 
 __all__ = [
     "BLOCKSIZES_4BIT",
@@ -30,7 +36,9 @@ __all__ = [
     "OPTIMIZERS",
     "OPTIMIZER_BLOCKSIZE",
     "QUANT_TYPES_4BIT",
+    "RULES",
     "Int8Quantized",
+    "OptimizerState",
     "blocks_of",
     "blockwise",
     "check_4bit_type",
@@ -41,4 +49,5 @@ __all__ = [
     "optimizers",
     "packed_bytes",
     "register",
+    "state_shape",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,41 @@ if TYPE_CHECKING:
 
 #: Elements that share one scale in an 8-bit optimizer state.
 OPTIMIZER_BLOCKSIZE = 256
-#: Families that the optimizer kernels implement, in the order of ``bnbx::OptimizerRule``.
-OPTIMIZERS = ("adam",)
+
+
+class OptimizerState(NamedTuple):
+    """One state tensor of a rule.
+
+    Attributes
+    ----------
+    signed
+        Whether its values can be negative.
+    stacked
+        How many values it holds per element of the parameter: with more than one its shape, and
+        that of its scales, has this number in front.
+    """
+
+    signed: bool
+    stacked: int = 1
+
+
+#: The update rules, in the order of ``bnbx::OptimizerRule``, with the states that they keep.
+RULES: dict[str, tuple[OptimizerState, ...]] = {
+    "adam": (OptimizerState(signed=True), OptimizerState(signed=False)),
+    "momentum": (OptimizerState(signed=True),),
+    "nesterov": (OptimizerState(signed=True),),
+    "rmsprop": (OptimizerState(signed=False),),
+    "adagrad": (OptimizerState(signed=False),),
+    "lion": (OptimizerState(signed=True),),
+    "ademamix": (OptimizerState(signed=True, stacked=2), OptimizerState(signed=False)),
+}
+#: The rule of each optimizer: LAMB and LARS are Adam and momentum with a ``max_unorm``.
+OPTIMIZERS = {**{name: name for name in RULES}, "lamb": "adam", "lars": "momentum"}
+
+
+def state_shape(shape: Sequence[int], stacked: int) -> tuple[int, ...]:
+    """Return the shape of a state, or of its scales, from that of one of the values it stacks."""
+    return tuple(shape) if stacked == 1 else (stacked, *shape)
 
 
 def _check_update(
@@ -32,66 +65,106 @@ def _check_update(
     g: Sequence[Tensor],
     p: Sequence[Tensor],
     steps: Sequence[int],
-    states: dict[str, Sequence[Tensor]],
-    state_dtype: torch.dtype,
+    states: Sequence[Sequence[Tensor]],
+    scales: Sequence[Sequence[Tensor]],
+    unorm_vec: Sequence[Tensor],
+    max_unorm: float,
 ) -> None:
     if optimizer_name not in OPTIMIZERS:
-        raise error("optimizer_name", f"one of {OPTIMIZERS}", repr(optimizer_name))
-    for argument, values in {"g": g, "step": steps, **states}.items():
-        if len(values) != len(p):
-            raise error(argument, f"{len(p)} entries, one per parameter", len(values))
+        raise error("optimizer_name", f"one of {tuple(OPTIMIZERS)}", repr(optimizer_name))
+    if not max_unorm >= 0.0:
+        raise error("max_unorm", "a number of at least 0", max_unorm)
+    rule = RULES[OPTIMIZERS[optimizer_name]]
+    kept = f"entries: the states of {optimizer_name} are {len(rule)}"
+    for name, lists in (("state", states), ("absmax", scales)):
+        for number, values in enumerate(lists, 1):
+            _check_count(f"{name}{number}", values, p, number <= len(rule), kept)
+    _check_count("g", g, p)
+    _check_count("step", steps, p)
+    _check_count("unorm_vec", unorm_vec, p, max_unorm > 0.0, "entries when max_unorm is 0")
+    dtype = torch.uint8 if scales else torch.float32
+    kinds = [(f"state{i + 1}", states[i], stacked) for i, (_, stacked) in enumerate(rule)]
+    # Float tensors, with how many entries they have for each block and at all.
+    floats = [(f"absmax{i + 1}", scales[i], rule[i].stacked, 0) for i in range(len(rule)) if scales]
+    if max_unorm > 0.0:
+        floats.append(("unorm_vec", unorm_vec, 0, 1))
     # Hundreds of parameters come in one call: what is right is passed over quickly, and only what
     # is not gets a name.
-    kinds = [
-        (argument, values, argument.startswith("absmax")) for argument, values in states.items()
-    ]
     for i, parameter in enumerate(p):
-        if parameter.dtype not in FLOAT_DTYPES or not parameter.is_contiguous():
-            check_dtype(f"p[{i}]", parameter, *FLOAT_DTYPES)
-            raise error(f"p[{i}]", "a contiguous tensor", f"strides {parameter.stride()}")
-        shape, device = parameter.shape, parameter.device
-        gradient = g[i]
+        shape, device, gradient = parameter.shape, parameter.device, g[i]
         if (
-            gradient.dtype not in FLOAT_DTYPES
+            parameter.dtype not in FLOAT_DTYPES
+            or not parameter.is_contiguous()
+            or gradient.dtype not in FLOAT_DTYPES
             or gradient.shape != shape
             or gradient.device != device
         ):
-            check_dtype(f"g[{i}]", gradient, *FLOAT_DTYPES)
-            check_shape(f"g[{i}]", gradient, shape)
-            check_device(parameter, **{f"g[{i}]": gradient})
+            _explain_parameter(i, parameter, gradient)
         if steps[i] < 1:
             raise error(f"step[{i}]", "at least 1, counted from the first update", steps[i])
-        blocks = blocks_of(parameter.numel(), OPTIMIZER_BLOCKSIZE)
-        for argument, values, scale in kinds:
+        for argument, values, stacked in kinds:
             state = values[i]
             if (
-                state.dtype is not (torch.float32 if scale else state_dtype)
-                or (state.numel() != blocks if scale else state.shape != shape)
-                or not state.is_contiguous()
+                state.dtype is not dtype
+                or state.shape != (shape if stacked == 1 else (stacked, *shape))
                 or state.device != device
+                or not state.is_contiguous()
             ):
-                _explain_state(f"{argument}[{i}]", state, parameter, state_dtype, scale=scale)
+                _explain_state(f"{argument}[{i}]", state, parameter, dtype, stacked)
+        blocks = blocks_of(parameter.numel(), OPTIMIZER_BLOCKSIZE)
+        for argument, values, each, more in floats:
+            state, numel = values[i], each * blocks + more
+            if (
+                state.dtype is not torch.float32
+                or state.numel() != numel
+                or state.device != device
+                or not state.is_contiguous()
+            ):
+                why = f"{each} per {OPTIMIZER_BLOCKSIZE} elements" if each else "the update's norm"
+                _explain_floats(f"{argument}[{i}]", state, parameter, numel, why)
+
+
+def _check_count(
+    argument: str, values: Sequence[object], p: Sequence[Tensor], wanted: bool = True, why: str = ""
+) -> None:
+    if len(values) != (len(p) if wanted else 0):
+        expected = f"{len(p)} entries, one per parameter" if wanted else f"no {why}"
+        raise error(argument, expected, len(values))
+
+
+def _explain_floats(argument: str, values: Tensor, p: Tensor, numel: int, why: str) -> None:
+    check_dtype(argument, values, torch.float32)
+    check_numel(argument, values, numel, why)
+    _explain_place(argument, values, p)
+
+
+def _explain_parameter(i: int, p: Tensor, g: Tensor) -> None:
+    check_dtype(f"p[{i}]", p, *FLOAT_DTYPES)
+    if not p.is_contiguous():
+        raise error(f"p[{i}]", "a contiguous tensor", f"strides {p.stride()}")
+    check_dtype(f"g[{i}]", g, *FLOAT_DTYPES)
+    check_shape(f"g[{i}]", g, p.shape)
+    check_device(p, **{f"g[{i}]": g})
 
 
 def _explain_state(
-    argument: str, state: Tensor, p: Tensor, dtype: torch.dtype, *, scale: bool
+    argument: str, state: Tensor, p: Tensor, dtype: torch.dtype, stacked: int
 ) -> None:
-    if scale:
-        check_dtype(argument, state, torch.float32)
-        blocks = blocks_of(p.numel(), OPTIMIZER_BLOCKSIZE)
-        check_numel(argument, state, blocks, f"one per {OPTIMIZER_BLOCKSIZE} elements")
-    else:
-        check_dtype(argument, state, dtype)
-        check_shape(argument, state, p.shape)
+    check_dtype(argument, state, dtype)
+    check_shape(argument, state, state_shape(p.shape, stacked))
+    _explain_place(argument, state, p)
+
+
+def _explain_place(argument: str, state: Tensor, p: Tensor) -> None:
     check_device(p, **{argument: state})
     raise error(argument, "a contiguous tensor", f"strides {state.stride()}")
 
 
 @operation(
     "optimizer_update_32bit(str optimizer_name, Tensor[] g, Tensor(a!)[] p, Tensor(b!)[] state1, "
-    "Tensor(c!)[] state2, int[] step, float lr, float beta1, float beta2, float beta3, "
-    "float alpha, float eps, float weight_decay, float gnorm_scale=1.0, bool skip_zeros=False) "
-    "-> ()"
+    "Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, int[] step, float lr, float beta1, float beta2, "
+    "float beta3, float alpha, float eps, float weight_decay, float gnorm_scale=1.0, "
+    "bool skip_zeros=False, float max_unorm=0.0) -> ()"
 )
 def optimizer_update_32bit(
     optimizer_name: str,
@@ -99,6 +172,7 @@ def optimizer_update_32bit(
     p: Sequence[Tensor],
     state1: Sequence[Tensor],
     state2: Sequence[Tensor],
+    unorm_vec: Sequence[Tensor],
     step: Sequence[int],
     lr: float,
     beta1: float,
@@ -109,18 +183,24 @@ def optimizer_update_32bit(
     weight_decay: float,
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
+    max_unorm: float = 0.0,
 ) -> None:
-    """Update the parameters ``p`` and their float32 states in place, the whole list at once."""
-    states = {"state1": state1, "state2": state2}
-    _check_update(optimizer_name, g, p, step, states, torch.float32)
+    """Update the parameters ``p`` and their float32 states in place, the whole list at once.
+
+    ``state2`` is empty for rules that keep one state. With a ``max_unorm`` above 0 an update whose
+    norm, without ``lr``, is above that share of the parameter's is shortened to it, and
+    ``unorm_vec`` gets the norm of each update; without one it is empty.
+    """
+    states = (state1, state2)
+    _check_update(optimizer_name, g, p, step, states, (), unorm_vec, max_unorm)
 
 
 @operation(
     "optimizer_update_8bit_blockwise(str optimizer_name, Tensor[] g, Tensor(a!)[] p, "
-    "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor qmap1, Tensor qmap2, "
-    "Tensor(d!)[] absmax1, Tensor(e!)[] absmax2, int[] step, float lr, float beta1, float beta2, "
-    "float beta3, float alpha, float eps, float weight_decay, float gnorm_scale=1.0, "
-    "bool skip_zeros=False) -> ()"
+    "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, Tensor qmap1, "
+    "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
+    "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
+    "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0) -> ()"
 )
 def optimizer_update_8bit_blockwise(
     optimizer_name: str,
@@ -128,8 +208,9 @@ def optimizer_update_8bit_blockwise(
     p: Sequence[Tensor],
     state1: Sequence[Tensor],
     state2: Sequence[Tensor],
+    unorm_vec: Sequence[Tensor],
     qmap1: Tensor,
-    qmap2: Tensor,
+    qmap2: Tensor | None,
     absmax1: Sequence[Tensor],
     absmax2: Sequence[Tensor],
     step: Sequence[int],
@@ -142,11 +223,17 @@ def optimizer_update_8bit_blockwise(
     weight_decay: float,
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
+    max_unorm: float = 0.0,
 ) -> None:
     """Like ``optimizer_update_32bit``, with uint8 states in blocks of 256 and their absmax."""
-    states = {"state1": state1, "state2": state2, "absmax1": absmax1, "absmax2": absmax2}
-    _check_update(optimizer_name, g, p, step, states, torch.uint8)
+    states, scales = (state1, state2), (absmax1, absmax2)
+    _check_update(optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
     check_code("qmap1", qmap1)
-    check_code("qmap2", qmap2)
+    if len(RULES[OPTIMIZERS[optimizer_name]]) > 1:
+        if qmap2 is None:
+            raise error("qmap2", "a codebook of 256 entries for state2", None)
+        check_code("qmap2", qmap2)
+    elif qmap2 is not None:
+        raise error("qmap2", f"None: {optimizer_name} keeps one state", "a tensor")
     if p:
         check_device(p[0], qmap1=qmap1, qmap2=qmap2)
