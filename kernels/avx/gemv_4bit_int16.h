@@ -2,9 +2,9 @@
 // multiplied as 16-bit integers, which takes half the work of bf16 dot products.
 //
 // The table holds the 16 values times 2^14, to nearest. A group of 64 activations is scaled by a
-// power of two, so that its largest has 15 bits: those down to 2^-7 of it stay exact (bf16; 2^-4 for
-// fp16), the others are rounded to 2^-15 of it. Four products of 30 bits fit 32, the scales of a block and
-// of a group multiply the sum over the group in float32.
+// power of two, so that its largest has 15 bits: those down to 2^-7 of it stay exact (bf16; 2^-4
+// for fp16), the others are rounded to 2^-15 of it. Four products of 30 bits fit 32, the scales of
+// a block and of a group multiply the sum over the group in float32.
 //
 // Limit: 8 operations on two ports, 4 cycles, for 64 codes and one row.
 #pragma once
@@ -35,7 +35,8 @@ static inline bool to_integers(const T* A, int64_t rows, int64_t groups, Integer
     if (absmax != absmax) return false;
     constexpr int kSmallestExponent = -100;  // keeps the scales normal numbers
     const int exponent = static_cast<int>(float_bits(absmax) >> 23) - 127;
-    const int shift = kActivationBits - 1 - (exponent > kSmallestExponent ? exponent : kSmallestExponent);
+    const int shift =
+        kActivationBits - 1 - (exponent > kSmallestExponent ? exponent : kSmallestExponent);
     const __m512 scale = _mm512_set1_ps(bits_float(static_cast<uint32_t>(127 + shift) << 23));
     alignas(64) int16_t integers[kGroup];
     for (int64_t k = 0; k < kGroup; k += 16) {

@@ -1,8 +1,8 @@
 // quantize_4bit for bf16 and fp16 on AVX-512: 32 values at a time, compared as 16-bit integers.
 //
 // x is above a boundary if x * (1 / absmax), rounded to float32, is. That is monotonic in x, so for
-// each block there is a largest 16-bit value that is not above it. 15 such thresholds are worked out
-// for a block, in one vector; the values are then never widened.
+// each block there is a largest 16-bit value that is not above it. 15 such thresholds are worked
+// out for a block, in one vector; the values are then never widened.
 //
 // Limit: about 10 cycles for 32 values and 12 for the thresholds of a block. To come near it, each
 // step is done for 16 blocks before the next: a block's steps wait for each other.
@@ -17,7 +17,7 @@
 
 namespace bnbx::cpu {
 
-static constexpr int64_t kWords = 32;        // 16-bit values of a vector
+static constexpr int64_t kWords = 32;         // 16-bit values of a vector
 static constexpr int64_t kBlocksAtOnce = 16;  // floats of a vector
 
 template <class T>
@@ -99,9 +99,8 @@ class WordEncoder {
     _mm512_mask_storeu_ps(absmax, all, scales);
 
     // Beyond these, NaN and infinity among them, products could leave float32's normal range.
-    const __mmask16 regular =
-        _mm512_cmp_ps_mask(scales, _mm512_set1_ps(0x1p-100f), _CMP_GE_OQ) &
-        _mm512_cmp_ps_mask(scales, _mm512_set1_ps(0x1p14f), _CMP_LE_OQ);
+    const __mmask16 regular = _mm512_cmp_ps_mask(scales, _mm512_set1_ps(0x1p-100f), _CMP_GE_OQ) &
+                              _mm512_cmp_ps_mask(scales, _mm512_set1_ps(0x1p14f), _CMP_LE_OQ);
     alignas(64) __m512i thresholds[kBlocksAtOnce];
     for (int64_t b = 0; b < blocks; ++b) thresholds[b] = thresholds_of(absmax[b], inverses[b]);
     for (int64_t b = 0; b < blocks; ++b) {
@@ -110,8 +109,8 @@ class WordEncoder {
     if ((regular & all) == all) return;
     for (int64_t b = 0; b < blocks; ++b) {
       if ((regular >> b & 1) != 0) continue;
-      absmax[b] = quantize_4bit_block<V>(A + b * blocksize, blocksize, plain_,
-                                         out + b * blocksize / 2);
+      absmax[b] =
+          quantize_4bit_block<V>(A + b * blocksize, blocksize, plain_, out + b * blocksize / 2);
     }
   }
 
