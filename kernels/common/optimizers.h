@@ -90,8 +90,8 @@ struct Momentum : Rule {
   }
 };
 
-// Tieleman & Hinton 2012, lecture 6.5, in the form of PyTorch's RMSprop: eps is outside of the root,
-// the decay acts through the gradient. beta1 is what PyTorch calls alpha.
+// Tieleman & Hinton 2012, lecture 6.5, in the form of PyTorch's RMSprop: eps is outside of the
+// root, the decay acts through the gradient. beta1 is what PyTorch calls alpha.
 struct RMSprop : Rule {
   static constexpr int kStates = 1;
   float beta, one_minus_beta, eps, weight_decay;

@@ -7,7 +7,7 @@ operation means, in as few lines as it takes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -344,8 +344,8 @@ def optimizer_update_8bit_blockwise(
     absmax1: Sequence[Tensor],
     absmax2: Sequence[Tensor],
     step: Sequence[int],
-    *hyperparameters: float,
-    **named: float,
+    *hyperparameters: Any,
+    **named: Any,
 ) -> None:
     quantized = [(state1, absmax1, qmap1)]
     if qmap2 is not None:
@@ -365,7 +365,7 @@ def optimizer_update_8bit_blockwise(
             unorm_vec[i : i + 1],
             [step[i]],
             *hyperparameters,
-            **named,  # type: ignore[arg-type]
+            **named,
         )
         for state, own, qmap in zip(states, parts, maps, strict=True):
             _encode_state(state, own, qmap)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bnbx.ops import error
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -40,11 +38,14 @@ def optimizer_update_32bit(
     Parameters
     ----------
     optimizer_name
-        ``"adam"``, also for AdamW: the decay acts on the parameter.
+        ``"adam"`` (AdamW too: the decay acts on the parameter), ``"momentum"``, ``"nesterov"``,
+        ``"rmsprop"``, ``"adagrad"``, ``"lion"`` or ``"ademamix"``; ``"lamb"`` is ``"adam"`` and
+        ``"lars"`` is ``"momentum"``.
     g, p
         Gradient and parameter: float32, float16 or bfloat16 of one shape.
     state1, state2
-        First and second moment, float32 of that shape.
+        What the optimizer keeps, float32 of that shape; rules with one state take no ``state2``.
+        The ``state1`` of AdEMAMix is ``(2, *shape)``.
     beta1, beta2, beta3, alpha, eps, weight_decay
         The optimizer's constants.
     step
@@ -54,33 +55,27 @@ def optimizer_update_32bit(
     gnorm_scale
         The gradient is multiplied by it.
     unorm_vec, max_unorm
-        Must be None and 0: updates are not clipped by their norm.
+        With ``max_unorm`` above 0 an update whose norm, without ``lr``, is above that share of the
+        parameter's norm is shortened to it, and ``unorm_vec``, float32 with one element, gets the
+        norm of the update.
     skip_zeros
         Whether elements with a gradient of zero keep their value and states.
 
     Raises
     ------
     ValueError
-        If clipping is asked for, the optimizer is not known, or a dtype or shape is wrong.
-
-    References
-    ----------
-    Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+        If the optimizer is not known, or a dtype or shape is wrong.
     """
-    if max_unorm > 0.0 or unorm_vec is not None:
-        name, got = ("max_unorm", max_unorm) if max_unorm > 0.0 else ("unorm_vec", "a tensor")
-        raise error(
-            name,
-            "0.0 and no unorm_vec: clipping by the norm of the update is not implemented",
-            got,
-            "Clip the gradient with torch.nn.utils.clip_grad_norm_.",
-        )
+    norms: list[Tensor] = []
+    if max_unorm > 0.0:
+        norms = [torch.zeros(1, device=p.device) if unorm_vec is None else unorm_vec]
     torch.ops.bnbx.optimizer_update_32bit.default(
         optimizer_name,
         [g],
         [p],
         [state1],
         _listed(state2),
+        norms,
         [step],
         lr,
         beta1,
@@ -91,6 +86,7 @@ def optimizer_update_32bit(
         weight_decay,
         gnorm_scale,
         skip_zeros,
+        max_unorm,
     )
 
 
@@ -120,11 +116,14 @@ def optimizer_update_8bit_blockwise(
     Parameters
     ----------
     optimizer_name
-        ``"adam"``, also for AdamW: the decay acts on the parameter.
+        ``"adam"`` (AdamW too: the decay acts on the parameter), ``"momentum"``, ``"nesterov"``,
+        ``"rmsprop"``, ``"adagrad"``, ``"lion"`` or ``"ademamix"``; ``"lamb"`` is ``"adam"`` and
+        ``"lars"`` is ``"momentum"``.
     g, p
         Gradient and parameter: float32, float16 or bfloat16 of one shape.
     state1, state2
-        First and second moment, uint8 codes of that shape, in blocks of 256.
+        What the optimizer keeps, uint8 codes of that shape, in blocks of 256; rules with one state
+        take no ``state2``. The ``state1`` of AdEMAMix is ``(2, *shape)``.
     beta1, beta2, beta3, alpha, eps, weight_decay
         The optimizer's constants.
     step
@@ -132,9 +131,9 @@ def optimizer_update_8bit_blockwise(
     lr
         Learning rate.
     qmap1, qmap2
-        Codebooks of the two moments, float32 of shape ``(256,)``.
+        Codebooks of the two states, float32 of shape ``(256,)``.
     absmax1, absmax2
-        Scales of the two moments, float32, one per block.
+        Scales of the two states, float32, one per block.
     gnorm_scale
         The gradient is multiplied by it.
     skip_zeros
@@ -155,8 +154,9 @@ def optimizer_update_8bit_blockwise(
         [p],
         [state1],
         _listed(state2),
+        [],
         qmap1,
-        qmap1 if qmap2 is None else qmap2,
+        qmap2,
         [absmax1],
         _listed(absmax2),
         [step],
