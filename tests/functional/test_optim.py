@@ -81,6 +81,29 @@ def test_8bit(dtype: torch.dtype, shape: tuple[int, ...], device: str) -> None:
         )
 
 
+@pytest.mark.parametrize("vector", [False, True])
+def test_max_unorm(vector: bool, device: str) -> None:
+    p, m = torch.ones(300, device=device), torch.zeros(300, device=device)
+    norm = torch.zeros(1, device=device) if vector else None
+    F.optimizer_update_32bit(
+        "lars", 3 * torch.ones_like(p), p, m, 0.9, 0.0, 1, 1.0, unorm_vec=norm, max_unorm=0.5
+    )
+    torch.testing.assert_close(p, torch.full_like(p, 0.5))
+    if norm is not None:
+        torch.testing.assert_close(norm, torch.full_like(norm, 3 * 300**0.5))
+
+
+def test_one_state_in_8bit(device: str) -> None:
+    state = state_8bit((300,), device)
+    first = {key: state[key] for key in ("state1", "qmap1", "absmax1")}
+    p = torch.zeros(300, device=device)
+    g = torch.linspace(-1.0, 1.0, 300, device=device)
+    others = dict.fromkeys(("state2", "qmap2", "absmax2"))
+    constants = {"beta1": 0.9, "beta2": 0.99, "beta3": 0.0, "alpha": 0.0, "eps": 0.0}
+    F.optimizer_update_8bit_blockwise("lion", g, p, step=1, lr=0.5, **constants, **first, **others)
+    torch.testing.assert_close(p, -0.5 * g.sign())
+
+
 def test_skip_zeros(device: str) -> None:
     p, m, v = (torch.full((4,), 5.0, device=device) for _ in range(3))
     g = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)
@@ -94,8 +117,9 @@ def test_skip_zeros(device: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "blamed"),
     [
-        ({"max_unorm": 0.1}, "max_unorm"),
-        ({"unorm_vec": torch.zeros(1)}, "unorm_vec"),
+        ({"max_unorm": -0.1}, "max_unorm"),
+        ({"max_unorm": 0.1, "unorm_vec": torch.zeros(2)}, r"unorm_vec\[0\]"),
+        ({"optimizer_name": "lion"}, "state2"),
         ({"optimizer_name": "adamish"}, "optimizer_name"),
         ({"state2": None}, "state2"),
         ({"step": 0}, r"step\[0\]"),
