@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import pytest
 import torch
 
 from bnbx import optim
@@ -32,6 +35,15 @@ def family_of(name):
 def make(name, params, **settings):
     """Return an optimizer of that name."""
     return getattr(optim, name)(params, **{**NEEDED.get(family_of(name), {}), **settings})
+
+
+#: For tests of what does not depend on the family: each family in both widths, called as a class.
+MAKERS = [
+    pytest.param(functools.partial(make, f"{name}{bits}"), id=f"{name}{bits}")
+    for name in FAMILIES
+    for bits in ("8bit", "32bit")
+]
+every_maker = pytest.mark.parametrize("cls", MAKERS)
 
 
 def constants(optimizer, number=0):

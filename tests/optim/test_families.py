@@ -7,9 +7,9 @@ import pickle
 
 import pytest
 import torch
+from tests.ops import rules
 
 from bnbx import optim
-from tests.ops import rules
 
 from .families import (
     FAMILIES,

@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-from bnbx.optim import Adam, Adam8bit, GlobalOptimManager, SGD
+from bnbx.optim import SGD, Adam, Adam8bit, GlobalOptimManager
 
 
 @pytest.fixture
