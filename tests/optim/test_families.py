@@ -1,7 +1,8 @@
-"""The trajectories of every family: against torch, against the rules in float64, and in training."""
+"""The trajectories of every family: against torch, the rules in float64, and in training."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 
@@ -187,7 +188,7 @@ def test_schedules_of_ademamix(name, device):
         )
         optimizer.step()
         torch.testing.assert_close(p.detach(), expected.float())
-    steps = [b - a for a, b in zip(half_lives, half_lives[1:], strict=False)][:7]
+    steps = [b - a for a, b in itertools.pairwise(half_lives)][:7]
     assert max(steps) < 1.001 * min(steps)
 
 
