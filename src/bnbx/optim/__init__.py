@@ -20,6 +20,7 @@ from bnbx.optim.ademamix import (
     PagedAdEMAMix8bit,
     PagedAdEMAMix32bit,
 )
+from bnbx.optim.flat import flatten_state_dict, unflatten_state_dict
 from bnbx.optim.lamb import LAMB, LAMB8bit, LAMB32bit
 from bnbx.optim.lars import LARS, LARS8bit, LARS32bit, PytorchLARS
 from bnbx.optim.lion import Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit
@@ -69,4 +70,6 @@ __all__ = [
     "RMSprop32bit",
     "SGD8bit",
     "SGD32bit",
+    "flatten_state_dict",
+    "unflatten_state_dict",
 ]

@@ -95,7 +95,7 @@ def read_states(
         raise error(where, "a dict", type(saved_states).__name__)
     parameters = dict(_numbered(groups, saved_groups))
     loaded: States = collections.defaultdict(dict)
-    for number, saved in saved_states.items():
+    for number, saved in _by_number(saved_states).items():
         if number not in parameters:
             expected = f"numbers of {len(parameters)} parameters, as in 'param_groups'"
             raise error(where, expected, repr(number))
@@ -105,6 +105,22 @@ def read_states(
         if state:
             loaded[p] = state
     return loaded
+
+
+def _by_number(saved_states: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the states with keys that are numbers.
+
+    ``torch.distributed.checkpoint`` reads tensors into those that are there and puts all else under
+    a text: with a state for the key 0 it leaves another one, its steps, for the key ``"0"``.
+    """
+    numbered = {key: saved for key, saved in saved_states.items() if not isinstance(key, str)}
+    for key, saved in saved_states.items():
+        if isinstance(key, str):
+            number = int(key) if key.isdecimal() else key
+            known = numbered.get(number)
+            both = isinstance(known, dict) and isinstance(saved, dict)
+            numbered[number] = {**known, **saved} if both else saved
+    return numbered
 
 
 def _numbered(groups: Groups, saved_groups: Groups) -> Iterator[tuple[Any, tuple[Tensor, str]]]:
