@@ -132,8 +132,7 @@ static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>*
     } else {
       const uint8_t* codes = static_cast<const uint8_t*>(at.state) + at.start;
       block.states[k] = block.buffers[k];
-      dequantize_blockwise_block<V>(codes, at.absmax[at.number], n, maps->code[at.map],
-                                    block.states[k]);
+      dequantize_blockwise_block<V>(codes, at.absmax[at.number], n, maps->code[at.map], block.states[k]);
       clear_tail<V>(block.states[k], n);
     }
   }
@@ -151,8 +150,8 @@ static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>
       from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
     } else {
       uint8_t* codes = static_cast<uint8_t*>(at.state) + at.start;
-      at.absmax[at.number] = quantize_blockwise_block<V>(static_cast<const float*>(block.states[k]),
-                                                         n, *maps->encode[at.map], codes);
+      at.absmax[at.number] = quantize_blockwise_block<V>(
+          static_cast<const float*>(block.states[k]), n, *maps->encode[at.map], codes);
     }
   }
 }
