@@ -142,3 +142,49 @@ def test_what_cannot_be_honoured_is_refused(wrong: dict[str, Any], blamed: str) 
     with pytest.raises(ValueError, match=rf"^{blamed}: expected .*, got"):
         F.optimizer_update_32bit(**{**arguments, **wrong})
     assert torch.equal(p, torch.ones(4))
+
+
+def test_percentile_clipping(device: str) -> None:
+    history = torch.zeros(100, device=device)
+    norms: list[float] = []
+    for step in range(1, 260):
+        grad = torch.randn(50, device=device) * (1 + step % 7)
+        norm, clip, scale = F.percentile_clipping(grad, history, step, percentile=20)
+        norms = [grad.norm().item()] * 100 if step == 1 else [*norms[1:], grad.norm().item()]
+        if step == 1:
+            oldest = list(norms)
+        else:
+            oldest[step % 100] = norms[-1]
+        expected = sorted(oldest)[20]
+        torch.testing.assert_close(norm.item(), norms[-1])
+        torch.testing.assert_close(clip.item(), expected)
+        torch.testing.assert_close(scale.item(), min(1.0, expected / norms[-1]))
+
+
+def test_gradients_that_were_zero_do_not_clip_later_ones(device: str) -> None:
+    history = torch.zeros(100, device=device)
+    F.percentile_clipping(torch.zeros(4, device=device), history, 1)
+    assert F.percentile_clipping(torch.ones(4, device=device), history, 2)[2] == 1.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_percentile_clipping_of_16_bit_gradients(dtype: torch.dtype, device: str) -> None:
+    grad = torch.full((70_000,), 3.0, dtype=dtype, device=device)
+    norm, _, _ = F.percentile_clipping(grad, torch.zeros(100, device=device), 1)
+    torch.testing.assert_close(norm.item(), 3.0 * 70_000**0.5, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "blamed"),
+    [
+        ({"gnorm_vec": torch.zeros(99)}, "gnorm_vec"),
+        ({"gnorm_vec": torch.zeros(100).half()}, "gnorm_vec"),
+        ({"step": 0}, "step"),
+        ({"percentile": 100}, "percentile"),
+        ({"percentile": -1}, "percentile"),
+    ],
+)
+def test_percentile_clipping_refuses(wrong: dict[str, Any], blamed: str) -> None:
+    arguments = {"grad": torch.ones(3), "gnorm_vec": torch.zeros(100), "step": 1, **wrong}
+    with pytest.raises(ValueError, match=rf"^{blamed}: expected .*, got"):
+        F.percentile_clipping(**arguments)

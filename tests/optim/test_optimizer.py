@@ -114,6 +114,27 @@ def test_groups_may_bound_their_updates(device):
     assert optimizer.state[q]["unorm_vec"] > 0.0
 
 
+@every_maker
+def test_percentile_clipping(cls, device):
+    """A tenfold gradient is shortened to the sixth smallest of the norms before."""
+    params = parameters(2, device, 700)
+    others = copies(params)
+    clipped = cls(params, min_8bit_size=0, percentile_clipping=5)
+    plain = cls(others, min_8bit_size=0)
+    for step in range(12):
+        factor = 10.0 if step == 9 else 1.0 + step / 100
+        for p, q in zip(params, others, strict=True):
+            p.grad = torch.sign(torch.randn(700, device=device)) * factor
+            # The first norm stands for all 100, then each step replaces one.
+            q.grad = torch.sign(p.grad)
+        clipped.step()
+        plain.step()
+    assert clipped.state[params[0]]["gnorm_vec"].shape == (100,)
+    if "LARS" not in str(cls) and "LAMB" not in str(cls):  # these are not linear in the gradient
+        for p, q in zip(params, others, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
+
+
 def test_sparse_gradients_are_refused_before_anything_is_updated(device):
     p = parameters(1, device)[0]
     q = torch.nn.Parameter(torch.zeros(4, 4, device=device))

@@ -34,7 +34,8 @@ REFUSED = [
     ("max_unorm", -0.1),
     ("amsgrad", True),
     ("is_paged", "yes"),
-    ("percentile_clipping", 5),
+    ("percentile_clipping", 0),
+    ("percentile_clipping", 101),
     ("block_wise", False),
 ]
 
@@ -62,7 +63,7 @@ def test_group_settings_are_refused_by_name(key, value):
     [
         ("optim_bits", 16),
         ("max_unorm", -1.0),
-        ("percentile_clipping", 5),
+        ("percentile_clipping", 5.0),
         ("block_wise", False),
         ("skip_zeros", 3),
     ],

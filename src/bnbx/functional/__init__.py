@@ -28,7 +28,11 @@ from bnbx.functional.int8 import (
     int8_vectorwise_dequant,
     int8_vectorwise_quant,
 )
-from bnbx.functional.optim import optimizer_update_8bit_blockwise, optimizer_update_32bit
+from bnbx.functional.optim import (
+    optimizer_update_8bit_blockwise,
+    optimizer_update_32bit,
+    percentile_clipping,
+)
 from bnbx.functional.quant_state import QuantState
 
 __all__ = [
@@ -52,6 +56,7 @@ __all__ = [
     "int8_vectorwise_quant",
     "optimizer_update_8bit_blockwise",
     "optimizer_update_32bit",
+    "percentile_clipping",
     "quantize_4bit",
     "quantize_blockwise",
     "quantize_fp4",

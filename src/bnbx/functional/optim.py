@@ -1,10 +1,15 @@
-"""Updates of a single tensor by an optimizer; ``bnbx.optim`` updates lists of them in one call."""
+"""Single tensors: their update by an optimizer, and clipping their gradient.
+
+``bnbx.optim`` updates lists of them in one call.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
+
+from bnbx.ops import error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,3 +175,54 @@ def optimizer_update_8bit_blockwise(
         gnorm_scale,
         skip_zeros,
     )
+
+
+#: Steps that ``percentile_clipping`` remembers.
+CLIPPING_HISTORY = 100
+
+
+def percentile_clipping(
+    grad: Tensor, gnorm_vec: Tensor, step: int, percentile: int = 5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factor that brings a gradient down to a percentile of its last 100 norms.
+
+    Parameters
+    ----------
+    grad
+        The gradient.
+    gnorm_vec
+        float32 of shape ``(100,)``, the squares of the last norms. That of ``grad`` is put in the
+        place of the oldest; in step 1 in every place.
+    step
+        Number of this step, counted from 1.
+    percentile
+        How many of the 100 norms are to be below the one that the gradient is clipped to, at most
+        99.
+
+    Returns
+    -------
+    current_gnorm, clip_value, gnorm_scale
+        float32 scalars: the norm, the one it is clipped to, and the factor, at most 1. It is 1
+        where ``clip_value`` is 0: gradients that have been zero so far say nothing about later
+        ones.
+
+    Raises
+    ------
+    ValueError
+        If the history has another shape or dtype, or a number is out of range.
+    """
+    if gnorm_vec.dtype != torch.float32 or tuple(gnorm_vec.shape) != (CLIPPING_HISTORY,):
+        expected = f"a float32 tensor of shape ({CLIPPING_HISTORY},)"
+        raise error("gnorm_vec", expected, f"{gnorm_vec.dtype} of {tuple(gnorm_vec.shape)}")
+    if step < 1:
+        raise error("step", "at least 1, counted from the first step", step)
+    if not 0 <= percentile < CLIPPING_HISTORY:
+        raise error("percentile", f"a number from 0 to {CLIPPING_HISTORY - 1}", percentile)
+    current_gnorm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+    if step == 1:
+        gnorm_vec.fill_(current_gnorm.square())
+    else:
+        gnorm_vec[step % CLIPPING_HISTORY] = current_gnorm.square()
+    clip_value = gnorm_vec.sort().values[percentile].sqrt()
+    clipped = (clip_value > 0.0) & (current_gnorm > clip_value)
+    return current_gnorm, clip_value, torch.where(clipped, clip_value / current_gnorm, 1.0)

@@ -49,8 +49,9 @@ class Adam(KbitOptimizer, rule="adam"):
         ``skip_zeros=True`` leaves parameter and state alone where the gradient is exactly 0.
         ``maximize=True`` goes up the gradient. ``max_unorm`` above 0 shortens an update whose norm,
         without ``lr``, is above that share of the parameter's norm; a parameter of zeros is free.
-        ``block_wise`` and ``percentile_clipping`` are taken for programs written for old releases
-        of bitsandbytes; True and 100 are supported.
+        ``percentile_clipping`` below 100 shortens a gradient whose norm is above that percentile of
+        the parameter's last 100; see :func:`bnbx.functional.percentile_clipping`. ``block_wise``
+        is taken for programs written for old releases of bitsandbytes and must be True.
 
     Raises
     ------

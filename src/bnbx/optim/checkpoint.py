@@ -117,7 +117,7 @@ def _by_number(saved_states: dict[Any, Any]) -> dict[Any, Any]:
     for key, saved in saved_states.items():
         if isinstance(key, str):
             number = int(key) if key.isdecimal() else key
-            known = numbered.get(number)
+            known: Any = numbered.get(number)
             both = isinstance(known, dict) and isinstance(saved, dict)
             numbered[number] = {**known, **saved} if both else saved
     return numbered
@@ -149,8 +149,9 @@ def _read_state(
     first = entries.get("state1")
     quantized = isinstance(first, Tensor) and first.dtype == torch.uint8
     specs = tensor_specs(local(p).shape, torch.uint8 if quantized else torch.float32, states)
-    if "unorm_vec" in entries:
-        specs["unorm_vec"] = (torch.float32, (1,))
+    for key, numel in (("unorm_vec", 1), ("gnorm_vec", 100)):
+        if key in entries:
+            specs[key] = (torch.float32, (numel,))
     tensors = {
         key: _read_tensor(f"{where}[{key!r}]", entries.pop(key, None), spec, device)
         for key, spec in specs.items()

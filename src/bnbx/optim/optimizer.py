@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import torch
 from torch import Tensor
 
+from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
@@ -42,6 +43,9 @@ _DEFAULT_SETTINGS = {
     "block_wise": True,
     "percentile_clipping": 100,
 }
+
+#: The settings that need the norm of a whole parameter, their value for none, and what they keep.
+_NORM_STATES = (("max_unorm", 0.0, "unorm_vec", 1), ("percentile_clipping", 100, "gnorm_vec", 100))
 
 
 class KbitOptimizer(torch.optim.Optimizer):
@@ -220,12 +224,33 @@ class KbitOptimizer(torch.optim.Optimizer):
 
     def _batches(self) -> list[_Batch]:
         """Sort the parameters that have gradients by what one call of the operation can share."""
-        overrides = GlobalOptimManager.get_instance().overrides()
         batches: dict[tuple[Any, ...], _Batch] = {}
-        for group_number, group in enumerate(self.param_groups):
-            config = {**vars(self.args), **group}
+        shared: dict[tuple[int, int], tuple[float, ...]] = {}
+        for p, gradient, state, config in self._with_gradients():
+            step = state["step"] + 1
+            known = (id(config), step)
+            if known not in shared:
+                shared[known] = self._hyperparameters(config, step)
+            hyperparameters = shared[known]
+            if config["percentile_clipping"] < 100:
+                hyperparameters = _clipped(hyperparameters, gradient, state, config)
             rule = self._rule_of(config)
-            shared: dict[int, tuple[float, ...]] = {}
+            maps = (id(state.get("qmap1")), id(state.get("qmap2")))
+            key = (rule, hyperparameters, p.device, *maps)
+            batch = batches.get(key)
+            if batch is None:
+                batch = batches[key] = _Batch(rule, hyperparameters)
+            batch.parameters.append(p)
+            batch.gradients.append(gradient)
+            batch.states.append(state)
+        return list(batches.values())
+
+    def _with_gradients(self) -> list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any]]]:
+        """Return parameter, gradient, state and settings of each that has a gradient, checked."""
+        overrides = GlobalOptimManager.get_instance().overrides()
+        found = []
+        for group_number, group in enumerate(self.param_groups):
+            shared = {**vars(self.args), **group}
             for number, p in enumerate(group["params"]):
                 gradient = p.grad
                 if gradient is None:
@@ -234,27 +259,12 @@ class KbitOptimizer(torch.optim.Optimizer):
                 if gradient.layout is not torch.strided:
                     hint = "Make it dense; embeddings take sparse=False."
                     raise error(f"{where}.grad", "a dense gradient", gradient.layout, hint)
-                overridden = overrides and overrides.get(id(p))
-                own = config
-                if overridden:
-                    own = {**config, **self._with_betas(overridden, config["betas"])}
-                state = self._state_of(p, own, where)
-                step = state["step"] + 1
-                if overridden:
-                    hyperparameters = self._hyperparameters(own, step)
-                elif step in shared:
-                    hyperparameters = shared[step]
-                else:
-                    hyperparameters = shared[step] = self._hyperparameters(config, step)
-                maps = (id(state.get("qmap1")), id(state.get("qmap2")))
-                key = (rule, hyperparameters, p.device, *maps)
-                batch = batches.get(key)
-                if batch is None:
-                    batch = batches[key] = _Batch(rule, hyperparameters)
-                batch.parameters.append(p)
-                batch.gradients.append(gradient)
-                batch.states.append(state)
-        return list(batches.values())
+                config = shared
+                if overrides and id(p) in overrides:
+                    own = self._with_betas(overrides[id(p)], shared["betas"])
+                    config = {**shared, **own}
+                found.append((p, gradient, self._state_of(p, config, where), config))
+        return found
 
     def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
         return self._rule
@@ -281,12 +291,14 @@ class KbitOptimizer(torch.optim.Optimizer):
         if not state:
             _check_dtype(where, p)
             state.update(self._new_state(p, config))
-        if config["max_unorm"] > 0.0:
+        for setting, off, key, numel in _NORM_STATES:
+            if config[setting] == off:
+                continue
             if any(not placement.is_replicate() for placement in getattr(p, "placements", ())):
-                expected = "0 for a parameter of which each process has a shard"
-                raise error(f"max_unorm of {where}", expected, config["max_unorm"])
-            if "unorm_vec" not in state:
-                state["unorm_vec"] = torch.zeros(1, device=p.device)
+                expected = f"{off} for a parameter of which each process has a shard"
+                raise error(f"{setting} of {where}", expected, config[setting])
+            if key not in state:
+                state[key] = torch.zeros(numel, device=p.device)
         return state
 
     def _new_state(self, p: Tensor, config: dict[str, Any]) -> dict[str, Any]:
@@ -417,6 +429,19 @@ class KbitOptimizer(torch.optim.Optimizer):
         self._placed = False
         for p, config in overridden:
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
+
+
+def _clipped(
+    hyperparameters: tuple[float, ...],
+    gradient: Tensor,
+    state: dict[str, Any],
+    config: dict[str, Any],
+) -> tuple[float, ...]:
+    """Return the constants of a step with the factor on the gradient that clipping leaves."""
+    step, percentile = state["step"] + 1, config["percentile_clipping"]
+    _, _, scale = percentile_clipping(local(gradient), state["gnorm_vec"], step, percentile)
+    sign = hyperparameters[7]
+    return (*hyperparameters[:7], sign * float(scale), *hyperparameters[8:])
 
 
 def _check_parameters(where: str, parameters: list[Tensor]) -> None:

@@ -27,7 +27,7 @@ class CommonOptions(TypedDict, total=False):
     maximize: bool
     #: Taken for programs written for old releases of bitsandbytes: True, the only way there is.
     block_wise: bool
-    #: Taken for programs written for old releases of bitsandbytes: 100, no clipping.
+    #: Shorten gradients longer than this percentile of the parameter's last 100; 100: none.
     percentile_clipping: int
 
 
@@ -107,7 +107,10 @@ SETTINGS: dict[str, Setting] = {
     "adam_w_mode": _only(supported=True),
     "bias_correction": _only(supported=True),
     "initial_accumulator_value": _only(supported=0),
-    "percentile_clipping": _only(supported=100),
+    "percentile_clipping": Setting(
+        lambda value: isinstance(value, int) and 1 <= value <= 100,
+        "a percentile from 1 to 100, which is none",
+    ),
     "block_wise": _only(supported=True),
 }
 
