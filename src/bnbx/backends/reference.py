@@ -277,6 +277,16 @@ def int8_linear(
     return out.view(*A.shape[:-1], CB.shape[0])
 
 
+def estimate_quantiles(A: Tensor, offset: float, num_quantiles: int) -> Tensor:
+    values = A.flatten().float().sort().values
+    shares = torch.linspace(offset, 1.0 - offset, num_quantiles, dtype=torch.float64)
+    ranks = (shares * (values.numel() - 1)).to(A.device)
+    low, high = values[ranks.floor().long()], values[ranks.ceil().long()]
+    quantiles = torch.lerp(low, high, (ranks - ranks.floor()).float())
+    # Equal neighbours may be infinite, whose difference is NaN. NaN are sorted to the end.
+    return torch.where(low == high, low, quantiles).where(~values[-1].isnan(), math.nan)
+
+
 def optimizer_update_32bit(
     optimizer_name: str,
     g: Sequence[Tensor],

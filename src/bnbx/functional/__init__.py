@@ -34,6 +34,14 @@ from bnbx.functional.optim import (
     percentile_clipping,
 )
 from bnbx.functional.quant_state import QuantState
+from bnbx.functional.quantiles import (
+    create_quantile_map,
+    dequantize,
+    dequantize_no_absmax,
+    estimate_quantiles,
+    quantize,
+    quantize_no_absmax,
+)
 
 __all__ = [
     "QuantState",
@@ -41,10 +49,14 @@ __all__ = [
     "create_fp8_map",
     "create_linear_map",
     "create_normal_map",
+    "create_quantile_map",
+    "dequantize",
     "dequantize_4bit",
     "dequantize_blockwise",
     "dequantize_fp4",
     "dequantize_nf4",
+    "dequantize_no_absmax",
+    "estimate_quantiles",
     "gemm_4bit",
     "gemm_4bit_transposed",
     "gemv_4bit",
@@ -57,8 +69,10 @@ __all__ = [
     "optimizer_update_8bit_blockwise",
     "optimizer_update_32bit",
     "percentile_clipping",
+    "quantize",
     "quantize_4bit",
     "quantize_blockwise",
     "quantize_fp4",
     "quantize_nf4",
+    "quantize_no_absmax",
 ]
