@@ -108,6 +108,7 @@ std::vector<std::string> operations() {
           "int8_scaled_mm",
           "int8_mixed_scaled_mm",
           "int8_linear",
+          "estimate_quantiles",
           "optimizer_update_32bit",
           "optimizer_update_8bit_blockwise"};
 }
@@ -192,6 +193,11 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                  uint8_t* outliers, void* out, Stream stream) {
   kernels().int8_linear(A, dtype, M, N, K, CB, SCB, threshold, bias, codes, stats, outliers, out,
                         stream);
+}
+
+void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, int64_t num_quantiles,
+                        float* out, Stream stream) {
+  kernels().estimate_quantiles(A, dtype, n, offset, num_quantiles, out, stream);
 }
 
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,

@@ -20,6 +20,7 @@ struct KernelTable {
   decltype(&bnbx::int8_scaled_mm) int8_scaled_mm;
   decltype(&bnbx::int8_mixed_scaled_mm) int8_mixed_scaled_mm;
   decltype(&bnbx::int8_linear) int8_linear;
+  decltype(&bnbx::estimate_quantiles) estimate_quantiles;
   decltype(&bnbx::optimizer_update_32bit) optimizer_update_32bit;
   decltype(&bnbx::optimizer_update_8bit_blockwise) optimizer_update_8bit_blockwise;
 };

@@ -3,6 +3,7 @@
 
 #include "avx/dequantize_4bit.h"
 #include "avx/dequantize_blockwise.h"
+#include "avx/estimate_quantiles.h"
 #include "avx/gemm_4bit.h"
 #include "avx/gemm_4bit_transposed.h"
 #include "avx/int8_product.h"
@@ -32,6 +33,7 @@ static constexpr KernelTable table_of() {
       &int8_scaled_mm<V>,
       &int8_mixed_scaled_mm<V>,
       &int8_linear<V>,
+      &estimate_quantiles<V>,
       &optimizer_update_32bit<V>,
       &optimizer_update_8bit_blockwise<V>,
   };

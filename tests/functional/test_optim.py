@@ -81,6 +81,29 @@ def test_8bit(dtype: torch.dtype, shape: tuple[int, ...], device: str) -> None:
         )
 
 
+@pytest.mark.parametrize("vector", [False, True])
+def test_max_unorm(vector: bool, device: str) -> None:
+    p, m = torch.ones(300, device=device), torch.zeros(300, device=device)
+    norm = torch.zeros(1, device=device) if vector else None
+    F.optimizer_update_32bit(
+        "lars", 3 * torch.ones_like(p), p, m, 0.9, 0.0, 1, 1.0, unorm_vec=norm, max_unorm=0.5
+    )
+    torch.testing.assert_close(p, torch.full_like(p, 0.5))
+    if norm is not None:
+        torch.testing.assert_close(norm, torch.full_like(norm, 3 * 300**0.5))
+
+
+def test_one_state_in_8bit(device: str) -> None:
+    state = state_8bit((300,), device)
+    first = {key: state[key] for key in ("state1", "qmap1", "absmax1")}
+    p = torch.zeros(300, device=device)
+    g = torch.linspace(-1.0, 1.0, 300, device=device)
+    others = dict.fromkeys(("state2", "qmap2", "absmax2"))
+    constants = {"beta1": 0.9, "beta2": 0.99, "beta3": 0.0, "alpha": 0.0, "eps": 0.0}
+    F.optimizer_update_8bit_blockwise("lion", g, p, step=1, lr=0.5, **constants, **first, **others)
+    torch.testing.assert_close(p, -0.5 * g.sign())
+
+
 def test_skip_zeros(device: str) -> None:
     p, m, v = (torch.full((4,), 5.0, device=device) for _ in range(3))
     g = torch.tensor([0.0, 1.0, 0.0, -1.0], device=device)
@@ -94,8 +117,9 @@ def test_skip_zeros(device: str) -> None:
 @pytest.mark.parametrize(
     ("wrong", "blamed"),
     [
-        ({"max_unorm": 0.1}, "max_unorm"),
-        ({"unorm_vec": torch.zeros(1)}, "unorm_vec"),
+        ({"max_unorm": -0.1}, "max_unorm"),
+        ({"max_unorm": 0.1, "unorm_vec": torch.zeros(2)}, r"unorm_vec\[0\]"),
+        ({"optimizer_name": "lion"}, "state2"),
         ({"optimizer_name": "adamish"}, "optimizer_name"),
         ({"state2": None}, "state2"),
         ({"step": 0}, r"step\[0\]"),
@@ -118,3 +142,49 @@ def test_what_cannot_be_honoured_is_refused(wrong: dict[str, Any], blamed: str) 
     with pytest.raises(ValueError, match=rf"^{blamed}: expected .*, got"):
         F.optimizer_update_32bit(**{**arguments, **wrong})
     assert torch.equal(p, torch.ones(4))
+
+
+def test_percentile_clipping(device: str) -> None:
+    history = torch.zeros(100, device=device)
+    norms: list[float] = []
+    for step in range(1, 260):
+        grad = torch.randn(50, device=device) * (1 + step % 7)
+        norm, clip, scale = F.percentile_clipping(grad, history, step, percentile=20)
+        norms = [grad.norm().item()] * 100 if step == 1 else [*norms[1:], grad.norm().item()]
+        if step == 1:
+            oldest = list(norms)
+        else:
+            oldest[step % 100] = norms[-1]
+        expected = sorted(oldest)[20]
+        torch.testing.assert_close(norm.item(), norms[-1])
+        torch.testing.assert_close(clip.item(), expected)
+        torch.testing.assert_close(scale.item(), min(1.0, expected / norms[-1]))
+
+
+def test_gradients_that_were_zero_do_not_clip_later_ones(device: str) -> None:
+    history = torch.zeros(100, device=device)
+    F.percentile_clipping(torch.zeros(4, device=device), history, 1)
+    assert F.percentile_clipping(torch.ones(4, device=device), history, 2)[2] == 1.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_percentile_clipping_of_16_bit_gradients(dtype: torch.dtype, device: str) -> None:
+    grad = torch.full((70_000,), 3.0, dtype=dtype, device=device)
+    norm, _, _ = F.percentile_clipping(grad, torch.zeros(100, device=device), 1)
+    torch.testing.assert_close(norm.item(), 3.0 * 70_000**0.5, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "blamed"),
+    [
+        ({"gnorm_vec": torch.zeros(99)}, "gnorm_vec"),
+        ({"gnorm_vec": torch.zeros(100).half()}, "gnorm_vec"),
+        ({"step": 0}, "step"),
+        ({"percentile": 100}, "percentile"),
+        ({"percentile": -1}, "percentile"),
+    ],
+)
+def test_percentile_clipping_refuses(wrong: dict[str, Any], blamed: str) -> None:
+    arguments = {"grad": torch.ones(3), "gnorm_vec": torch.zeros(100), "step": 1, **wrong}
+    with pytest.raises(ValueError, match=rf"^{blamed}: expected .*, got"):
+        F.percentile_clipping(**arguments)

@@ -26,19 +26,65 @@ std::vector<float> unsigned_map() {
   return out;
 }
 
-// Parameter, first and second state of one element.
+constexpr OptimizerRule kRules[] = {OptimizerRule::kAdam,     OptimizerRule::kMomentum,
+                                    OptimizerRule::kNesterov, OptimizerRule::kRMSprop,
+                                    OptimizerRule::kAdagrad,  OptimizerRule::kLion,
+                                    OptimizerRule::kAdEMAMix};
+
+int states_of(OptimizerRule rule) {
+  return rule == OptimizerRule::kAdEMAMix ? 3 : rule == OptimizerRule::kAdam ? 2 : 1;
+}
+
+// Parameter and states of one element, and the direction of its update.
 struct Element {
-  double p, m, v;
+  double p, states[3], direction;
 };
 
-// Loshchilov & Hutter 2019, algorithm 2.
-Element adam(Element x, double g, const Hyperparameters& h, int64_t step) {
+double mixed(double beta, double old, double g) { return beta * old + (1.0 - beta) * g; }
+
+double corrected(double average, double beta, int64_t step) {
+  return average / (1.0 - std::pow(beta, static_cast<double>(step)));
+}
+
+// Changes the states and returns the direction, as the papers in common/optimizers.h say.
+double direction(OptimizerRule rule, Element& x, double g, const Hyperparameters& h, int64_t step) {
+  double& m = x.states[0];
+  double& v = x.states[1];
+  switch (rule) {
+    case OptimizerRule::kAdam:
+    case OptimizerRule::kAdEMAMix: {
+      m = mixed(h.beta1, m, g);
+      v = mixed(h.beta2, v, g * g);
+      double numerator = corrected(m, h.beta1, step);
+      if (rule == OptimizerRule::kAdEMAMix) {
+        x.states[2] = mixed(h.beta3, x.states[2], g);
+        numerator += h.alpha * x.states[2];
+      }
+      return numerator / (std::sqrt(corrected(v, h.beta2, step)) + h.eps);
+    }
+    case OptimizerRule::kMomentum:
+    case OptimizerRule::kNesterov:
+      m = step == 1 ? g : h.beta1 * m + (1.0 - h.beta2) * g;
+      return rule == OptimizerRule::kNesterov ? g + h.beta1 * m : m;
+    case OptimizerRule::kRMSprop: m = mixed(h.beta1, m, g * g); break;
+    case OptimizerRule::kAdagrad: m += g * g; break;
+    case OptimizerRule::kLion: {
+      const double sign = mixed(h.beta1, m, g);
+      m = mixed(h.beta2, m, g);
+      return sign > 0.0 ? 1.0 : sign < 0.0 ? -1.0 : 0.0;
+    }
+  }
+  return g / (std::sqrt(m) + h.eps);
+}
+
+Element updated(OptimizerRule rule, Element x, double g, const Hyperparameters& h, int64_t step) {
   if (h.skip_zeros && g == 0.0) return x;
-  x.m = h.beta1 * x.m + (1.0 - h.beta1) * g;
-  x.v = h.beta2 * x.v + (1.0 - h.beta2) * g * g;
-  const double m_hat = x.m / (1.0 - std::pow(h.beta1, static_cast<double>(step)));
-  const double v_hat = x.v / (1.0 - std::pow(h.beta2, static_cast<double>(step)));
-  x.p = x.p * (1.0 - h.lr * h.weight_decay) - h.lr * m_hat / (std::sqrt(v_hat) + h.eps);
+  const bool decoupled = rule == OptimizerRule::kAdam || rule == OptimizerRule::kLion ||
+                         rule == OptimizerRule::kAdEMAMix;
+  if (!decoupled) g += h.weight_decay * x.p;
+  x.direction = direction(rule, x, g, h, step);
+  if (decoupled) x.p *= 1.0 - h.lr * h.weight_decay;
+  x.p -= h.lr * x.direction;
   return x;
 }
 
@@ -46,18 +92,19 @@ template <class G, class P>
 struct Parameter {
   std::vector<G> g;
   std::vector<P> p;
-  std::vector<float> m, v, absmax1, absmax2;
+  std::vector<float> m, v, absmax1, absmax2;  // m and what codes it: twice, one after the other
   std::vector<uint8_t> codes1, codes2;
+  float unorm = 0.0f;
   int64_t step;
 
   Parameter(int64_t n, int64_t at_step)
       : g(random_normal<G>(n)),
         p(random_normal<P>(n)),
-        m(random_normal<float>(n, 0.1f)),
+        m(random_positive(2 * n)),
         v(random_positive(n)),
-        absmax1(random_positive(blocks_of(n, kOptimizerBlocksize))),
+        absmax1(random_positive(2 * blocks_of(n, kOptimizerBlocksize))),
         absmax2(random_positive(blocks_of(n, kOptimizerBlocksize))),
-        codes1(random_bytes<uint8_t>(n)),
+        codes1(random_bytes<uint8_t>(2 * n)),
         codes2(random_bytes<uint8_t>(n)),
         step(at_step) {
     for (int64_t i = 0; i < n; i += 5) g[i] = rounded<G>(0.0f);
@@ -73,6 +120,7 @@ struct Parameter {
     u.state2 = wide ? static_cast<void*>(v.data()) : codes2.data();
     u.absmax1 = wide ? nullptr : absmax1.data();
     u.absmax2 = wide ? nullptr : absmax2.data();
+    u.unorm = &unorm;
     u.numel = static_cast<int64_t>(p.size());
     u.step = step;
     return u;
@@ -80,16 +128,25 @@ struct Parameter {
 
   // Sets the wide states to what the codes mean.
   void decode(const std::vector<float>& qmap1, const std::vector<float>& qmap2) {
+    const size_t blocks = absmax2.size();
     for (size_t i = 0; i < p.size(); ++i) {
-      m[i] = qmap1[codes1[i]] * absmax1[i / kOptimizerBlocksize];
-      v[i] = qmap2[codes2[i]] * absmax2[i / kOptimizerBlocksize];
+      const size_t block = i / kOptimizerBlocksize;
+      m[i] = qmap1[codes1[i]] * absmax1[block];
+      m[p.size() + i] = qmap1[codes1[p.size() + i]] * absmax1[blocks + block];
+      v[i] = qmap2[codes2[i]] * absmax2[block];
     }
+  }
+
+  Element element(size_t i) const {
+    return {number(p[i]), {number(m[i]), number(v[i]), number(m[p.size() + i])}, 0.0};
   }
 };
 
 template <class P>
-bool parameter_is_close(P actual, Element before, Element after) {
-  const double size = std::fabs(before.p) + std::fabs(after.p - before.p);
+bool parameter_is_close(P actual, const Element& before, const Element& after,
+                        const Hyperparameters& h) {
+  // The direction may be a sum that nearly cancels, of terms up to (1 + alpha) times a few.
+  const double size = std::fabs(before.p) + std::fabs(after.p - before.p) + 8.0 * (1.0 + h.alpha);
   return close(actual, after.p, 8 * eps<float>() * size);
 }
 
@@ -102,22 +159,24 @@ std::vector<Parameter<G, P>> parameters() {
 }
 
 template <class G, class P>
-void test_32bit(const Hyperparameters& h) {
+void test_32bit(OptimizerRule rule, const Hyperparameters& h) {
   auto all = parameters<G, P>();
   const auto before = all;
   std::vector<ParameterUpdate> updates;
   for (auto& parameter : all) updates.push_back(parameter.update(true));
-  optimizer_update_32bit(OptimizerRule::kAdam, updates.data(), static_cast<int64_t>(updates.size()),
-                         h, nullptr);
+  optimizer_update_32bit(rule, updates.data(), static_cast<int64_t>(updates.size()), h, nullptr);
   for (size_t j = 0; j < all.size(); ++j) {
-    for (size_t i = 0; i < all[j].p.size(); ++i) {
+    const size_t n = all[j].p.size();
+    for (size_t i = 0; i < n; ++i) {
       const double g = number(before[j].g[i]) * h.gnorm_scale;
-      const Element old{number(before[j].p[i]), number(before[j].m[i]), number(before[j].v[i])};
-      const Element expected = adam(old, g, h, before[j].step);
-      const double rounding = 8 * eps<float>();
-      CHECK(parameter_is_close(all[j].p[i], old, expected));
-      CHECK(close(all[j].m[i], expected.m, rounding * (std::fabs(old.m) + std::fabs(g))));
-      CHECK(close(all[j].v[i], expected.v, rounding * expected.v));
+      const Element old = before[j].element(i);
+      const Element expected = updated(rule, old, g, h, before[j].step);
+      const Element now = all[j].element(i);
+      CHECK(parameter_is_close(all[j].p[i], old, expected, h));
+      for (int k = 0; k < states_of(rule); ++k) {
+        const double size = std::fabs(old.states[k]) + std::fabs(expected.states[k]) + g * g + 1.0;
+        CHECK(close(as_float(now.states[k]), expected.states[k], 8 * eps<float>() * size));
+      }
     }
   }
 }
@@ -127,55 +186,88 @@ void check_block(const std::vector<double>& states, const uint8_t* codes, float 
                  const std::vector<float>& qmap) {
   double expected = 0.0;
   for (double state : states) expected = std::fmax(expected, std::fabs(state));
-  CHECK(close(absmax, expected, 8 * eps<float>() * expected));
+  CHECK(close(absmax, expected, 16 * eps<float>() * expected));
   for (size_t i = 0; i < states.size(); ++i) {
     CHECK(is_nearest(number(qmap[codes[i]]), states[i] / expected, qmap.data(), 256));
   }
 }
 
 template <class G, class P>
-void test_8bit(const Hyperparameters& h) {
-  const auto qmap1 = signed_map(), qmap2 = unsigned_map();
+void test_8bit(OptimizerRule rule, const Hyperparameters& h) {
+  const bool squares = rule == OptimizerRule::kRMSprop || rule == OptimizerRule::kAdagrad;
+  const auto qmap1 = squares ? unsigned_map() : signed_map(), qmap2 = unsigned_map();
   auto all = parameters<G, P>();
   for (auto& parameter : all) parameter.decode(qmap1, qmap2);
   const auto before = all;
   std::vector<ParameterUpdate> updates;
   for (auto& parameter : all) updates.push_back(parameter.update(false));
-  optimizer_update_8bit_blockwise(OptimizerRule::kAdam, updates.data(),
-                                  static_cast<int64_t>(updates.size()), qmap1.data(), qmap2.data(),
-                                  h, nullptr);
+  optimizer_update_8bit_blockwise(rule, updates.data(), static_cast<int64_t>(updates.size()),
+                                  qmap1.data(), states_of(rule) > 1 ? qmap2.data() : nullptr, h,
+                                  nullptr);
   for (size_t j = 0; j < all.size(); ++j) {
-    const size_t n = all[j].p.size();
+    const size_t n = all[j].p.size(), blocks = all[j].absmax2.size();
     for (size_t start = 0; start < n; start += kOptimizerBlocksize) {
-      std::vector<double> m, v;
+      std::vector<double> states[3];
       for (size_t i = start; i < std::min<size_t>(start + kOptimizerBlocksize, n); ++i) {
         const double g = number(before[j].g[i]) * h.gnorm_scale;
-        const Element old{number(before[j].p[i]), number(before[j].m[i]), number(before[j].v[i])};
-        const Element expected = adam(old, g, h, before[j].step);
-        CHECK(parameter_is_close(all[j].p[i], old, expected));
-        m.push_back(expected.m);
-        v.push_back(expected.v);
+        const Element old = before[j].element(i);
+        const Element expected = updated(rule, old, g, h, before[j].step);
+        CHECK(parameter_is_close(all[j].p[i], old, expected, h));
+        for (int k = 0; k < 3; ++k) states[k].push_back(expected.states[k]);
       }
       const size_t block = start / kOptimizerBlocksize;
-      check_block(m, all[j].codes1.data() + start, all[j].absmax1[block], qmap1);
-      check_block(v, all[j].codes2.data() + start, all[j].absmax2[block], qmap2);
+      const Parameter<G, P>& now = all[j];
+      check_block(states[0], now.codes1.data() + start, now.absmax1[block], qmap1);
+      if (states_of(rule) > 1) {
+        check_block(states[1], now.codes2.data() + start, now.absmax2[block], qmap2);
+      }
+      if (states_of(rule) > 2) {
+        check_block(states[2], now.codes1.data() + n + start, now.absmax1[blocks + block], qmap1);
+      }
     }
   }
 }
 
-void test_all() {
-  const Hyperparameters plain{0.01, 0.9, 0.99, 0.0, 0.0, 1e-8, 0.0, 1.0, false};
-  const Hyperparameters decayed{0.1, 0.8, 0.999, 0.0, 0.0, 1e-3, 0.1, 0.5, true};
-  for (const Hyperparameters& h : {plain, decayed}) {
-    for_each_type([&](auto g) {
-      for_each_type([&](auto p) {
-        test_32bit<decltype(g), decltype(p)>(h);
-        test_8bit<decltype(g), decltype(p)>(h);
-      });
-    });
+// With a limit on its norm an update has that norm, and unorm is the norm that it would have had.
+void test_max_unorm(OptimizerRule rule, Hyperparameters h) {
+  h.weight_decay = 0.0;
+  h.max_unorm = 1e-3;
+  auto all = parameters<float, float>();
+  const auto before = all;
+  std::vector<ParameterUpdate> updates;
+  for (auto& parameter : all) updates.push_back(parameter.update(true));
+  optimizer_update_32bit(rule, updates.data(), static_cast<int64_t>(updates.size()), h, nullptr);
+  for (size_t j = 0; j < all.size(); ++j) {
+    double p2 = 0.0, moved2 = 0.0, update2 = 0.0;
+    for (size_t i = 0; i < all[j].p.size(); ++i) {
+      const Element old = before[j].element(i);
+      const double g = number(before[j].g[i]) * h.gnorm_scale;
+      const double update = updated(rule, old, g, h, before[j].step).direction;
+      const double moved = number(all[j].p[i]) - old.p;
+      p2 += old.p * old.p;
+      moved2 += moved * moved;
+      update2 += update * update;
+    }
+    CHECK(close(all[j].unorm, std::sqrt(update2), 1e-5 * std::sqrt(update2)));
+    const double expected = h.lr * std::fmin(h.max_unorm * std::sqrt(p2), std::sqrt(update2));
+    CHECK(std::fabs(std::sqrt(moved2) - expected) < 1e-2 * expected + 1e-7);
   }
-  // No parameters at all.
-  optimizer_update_32bit(OptimizerRule::kAdam, nullptr, 0, plain, nullptr);
+}
+
+void test_all() {
+  const Hyperparameters plain{0.01, 0.9, 0.99, 0.999, 2.0, 1e-8, 0.0, 1.0, false, 0.0};
+  const Hyperparameters decayed{0.1, 0.8, 0.999, 0.9, 0.5, 1e-3, 0.1, 0.5, true, 0.0};
+  for (OptimizerRule rule : kRules) {
+    for (const Hyperparameters& h : {plain, decayed}) {
+      for_each_type([&](auto g) { test_32bit<decltype(g), float>(rule, h); });
+      for_each_type([&](auto p) { test_32bit<bfloat16, decltype(p)>(rule, h); });
+      test_8bit<float, float>(rule, h);
+      test_8bit<bfloat16, float16>(rule, h);
+      test_max_unorm(rule, h);
+    }
+    // No parameters at all.
+    optimizer_update_32bit(rule, nullptr, 0, plain, nullptr);
+  }
 }
 
 }  // namespace

@@ -74,6 +74,7 @@ def _every_call(M: int, N: int, K: int, dtype: torch.dtype) -> dict[str, dict[st
             "bias": bias,
         },
         "int8_linear": {"A": A, "CB": CB, "SCB": SCB, "threshold": 6.0, "bias": bias},
+        "estimate_quantiles": {"A": W.to(dtype), "offset": 1 / 512, "num_quantiles": 256},
         "optimizer_update_32bit": update_32bit((W.shape, bias.shape), dtype),
         "optimizer_update_8bit_blockwise": update_8bit((W.shape, bias.shape), dtype),
     }

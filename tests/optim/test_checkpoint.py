@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from bnbx.codebooks import create_dynamic_map, create_linear_map
-from bnbx.optim import Adam, Adam8bit, Adam32bit, AdamW8bit
+from bnbx.optim import (
+    Adam,
+    Adam8bit,
+    Adam32bit,
+    AdEMAMix,
+    AdEMAMix8bit,
+    Lion,
+    Lion8bit,
+)
+
+from .families import every_maker
 
 WRAPPER = "__bnb_optimizer_quant_state__"
 SHAPES = [(20, 30), (700,), (5,), ()]
@@ -61,13 +71,13 @@ def assert_same(first, second):
             assert value == other if key == "step" else torch.equal(value, other)
 
 
-@pytest.mark.parametrize("cls", [Adam8bit, Adam32bit, AdamW8bit])
+@every_maker
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("way", [copy.deepcopy, saved_and_loaded, flat])
 def test_going_on_from_a_checkpoint_is_exact(cls, dtype, way, device):
-    straight = cls(parameters(device, dtype), lr=0.1, betas=(0.8, 0.99), min_8bit_size=64)
+    straight = cls(parameters(device, dtype), lr=0.1, weight_decay=0.1, min_8bit_size=64)
     train(straight, 1)
-    first = cls(parameters(device, dtype), lr=0.1, betas=(0.8, 0.99), min_8bit_size=64)
+    first = cls(parameters(device, dtype), lr=0.1, weight_decay=0.1, min_8bit_size=64)
     train(first, 1)
     second = cls(first.param_groups[0]["params"], min_8bit_size=64)
     second.load_state_dict(way(first.state_dict()))
@@ -106,7 +116,7 @@ def test_layout(cls, device):
         assert torch.equal(maps[0]["qmap2"].cpu(), create_dynamic_map(signed=False))
 
 
-@pytest.mark.parametrize("cls", [Adam8bit, Adam32bit])
+@every_maker
 def test_what_is_loaded_is_a_copy(cls, device):
     source = cls(parameters(device), min_8bit_size=64)
     train(source, 1)
@@ -345,6 +355,53 @@ def test_malformed_states_are_refused_and_change_nothing(edit, message):
         optimizer.load_state_dict(saved)
     assert optimizer.param_groups is groups
     assert_same(optimizer.state_dict(), before)
+
+
+@every_maker
+def test_truncated_states_are_refused_and_change_nothing(cls):
+    source = cls(parameters(), min_8bit_size=64)
+    train(source, 1)
+    optimizer = cls(parameters(), min_8bit_size=64)
+    train(optimizer, 2)
+    before = snapshot(optimizer)
+    for key in tensors(source.state_dict()):
+        saved = snapshot(source)
+        tensors(saved)[key] = tensors(saved)[key].flatten()[:-1]
+        with pytest.raises(ValueError, match=rf"{STATE0}\['{key}'\]: expected .*shape"):
+            optimizer.load_state_dict(saved)
+        if key != "unorm_vec":
+            del tensors(saved)[key]
+            with pytest.raises(ValueError, match=rf"{STATE0}\['{key}'\]: .*got nothing"):
+                optimizer.load_state_dict(saved)
+        assert_same(optimizer.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading", "message"),
+    [
+        (Adam8bit, Lion8bit, r"\['state2'\]: expected nothing, .* keeps 1 "),
+        (Adam32bit, Lion, r"\['state2'\]: expected nothing, .* keeps 1 "),
+        (Lion8bit, Adam8bit, r"\['state2'\]: .*got nothing"),
+        (Adam, AdEMAMix, r"betas: expected 3 numbers"),
+        (AdEMAMix8bit, Adam8bit, r"betas: expected 2 numbers"),
+    ],
+)
+def test_states_of_other_families_are_refused(saved, loading, message):
+    source, optimizer = (cls(parameters(), min_8bit_size=64) for cls in (saved, loading))
+    train(source, 1)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(source.state_dict())
+
+
+def test_both_averages_of_ademamix_must_be_there():
+    source = AdEMAMix8bit(parameters(), min_8bit_size=64)
+    train(source, 1)
+    saved = snapshot(source)
+    for key in ("state1", "absmax1"):
+        broken = copy.deepcopy(saved)
+        tensors(broken)[key] = tensors(broken)[key][0]
+        with pytest.raises(ValueError, match=rf"{STATE0}\['{key}'\]: .*\(2, .*shape"):
+            AdEMAMix8bit(parameters(), min_8bit_size=64).load_state_dict(broken)
 
 
 def test_errors_name_the_parameter():

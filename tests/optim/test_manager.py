@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 
-from bnbx.optim import Adam, Adam8bit, GlobalOptimManager
+from bnbx.optim import SGD, Adam, Adam8bit, GlobalOptimManager
 
 
 @pytest.fixture
@@ -115,6 +115,16 @@ def test_learning_rate_can_be_overridden_between_steps(manager):
     assert not torch.equal(q, before)
 
 
+def test_settings_that_name_a_beta_can_be_overridden(manager):
+    p, q = (torch.nn.Parameter(torch.zeros(8)) for _ in range(2))
+    manager.override_config(p, "momentum", 0.0)
+    optimizer = SGD([p, q], lr=0.1, momentum=0.9)
+    for _ in range(2):
+        step(optimizer)
+    assert torch.equal(optimizer.state[p]["state1"], p.grad)
+    assert not torch.equal(optimizer.state[q]["state1"], q.grad)
+
+
 def test_a_module_override_holds_for_a_parameter_put_in_later(manager):
     model = torch.nn.Linear(128, 128)
     manager.register_module_override(model, "weight", {"optim_bits": 32})
@@ -172,7 +182,7 @@ def test_what_is_no_setting_is_refused(manager):
     cases = [
         (lambda: manager.override_config(p, "optim_bit", 32), "^key: .*'optim_bit'"),
         (lambda: manager.override_config(p, "optim_bits", 4), "^optim_bits: "),
-        (lambda: manager.override_config(p, "max_unorm", 1.0), "^max_unorm: "),
+        (lambda: manager.override_config(p, "max_unorm", -1.0), "^max_unorm: "),
         (lambda: manager.override_config(p), "^key: "),
         (lambda: manager.override_config(p, "lr", 1.0, {"eps": 1.0}), "^key: "),
         (lambda: manager.override_config(p, key_value_dict={"x": 1}), "^key_value_dict: "),

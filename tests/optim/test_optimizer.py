@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bnbx.optim import Adam, Adam8bit, Adam32bit, AdamW, AdamW8bit
+from bnbx.optim import SGD, Adam, Adam8bit, AdamW, AdamW8bit
 
-CLASSES = [Adam8bit, Adam32bit]
+from .families import every_maker
 
 
 class Calls(TorchDispatchMode):
@@ -68,7 +68,7 @@ def test_equal_configurations_share_one_call(device):
     assert calls_of(optimizer) == expected
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_maker
 def test_a_batch_gives_what_single_parameters_give(cls, device):
     params = parameters(5, device, 700)
     alone = copies(params)
@@ -84,7 +84,7 @@ def test_a_batch_gives_what_single_parameters_give(cls, device):
     assert [together.state[p].get("step", 0) for p in params] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_maker
 def test_parameters_without_gradient_are_left_alone(cls, device):
     p, q = parameters(2, device)
     q.grad = None
@@ -93,6 +93,46 @@ def test_parameters_without_gradient_are_left_alone(cls, device):
     optimizer.step()
     assert torch.equal(q, before)
     assert list(optimizer.state) == [p]
+
+
+@every_maker
+def test_an_update_that_is_bounded_needs_a_batch_no_more_than_another(cls, device):
+    params = parameters(3, device, 700)
+    optimizer = cls(params, min_8bit_size=0, max_unorm=0.01)
+    assert calls_of(optimizer)[0][1] == 3
+
+
+def test_groups_may_bound_their_updates(device):
+    p, q = parameters(2, device)
+    optimizer = Adam([{"params": [p], "max_unorm": 0.01}, {"params": [q]}])
+    for _ in range(2):
+        optimizer.step()
+    assert "unorm_vec" in optimizer.state[p]
+    assert "unorm_vec" not in optimizer.state[q]
+    optimizer.param_groups[1]["max_unorm"] = 0.01  # from now on
+    optimizer.step()
+    assert optimizer.state[q]["unorm_vec"] > 0.0
+
+
+@every_maker
+def test_percentile_clipping(cls, device):
+    """A tenfold gradient is shortened to the sixth smallest of the norms before."""
+    params = parameters(2, device, 700)
+    others = copies(params)
+    clipped = cls(params, min_8bit_size=0, percentile_clipping=5)
+    plain = cls(others, min_8bit_size=0)
+    for step in range(12):
+        factor = 10.0 if step == 9 else 1.0 + step / 100
+        for p, q in zip(params, others, strict=True):
+            p.grad = torch.sign(torch.randn(700, device=device)) * factor
+            # The first norm stands for all 100, then each step replaces one.
+            q.grad = torch.sign(p.grad)
+        clipped.step()
+        plain.step()
+    assert clipped.state[params[0]]["gnorm_vec"].shape == (100,)
+    if "LARS" not in str(cls) and "LAMB" not in str(cls):  # these are not linear in the gradient
+        for p, q in zip(params, others, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-4)
 
 
 def test_sparse_gradients_are_refused_before_anything_is_updated(device):
@@ -108,7 +148,7 @@ def test_sparse_gradients_are_refused_before_anything_is_updated(device):
     assert "step" not in optimizer.state[q]
 
 
-@pytest.mark.parametrize("cls", CLASSES)
+@every_maker
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "strided",
@@ -152,10 +192,14 @@ def test_closure_is_evaluated_with_gradients(device):
     assert Adam(parameters(1)).step() is None
 
 
-def test_schedulers_move_rates_and_betas(device):
-    ours = parameters(2, device)
-    theirs = copies(ours)
-    optimizers = [AdamW(ours, lr=0.1), torch.optim.AdamW(theirs, lr=0.1)]
+@pytest.mark.parametrize(
+    ("ours", "theirs", "settings"),
+    [(AdamW, torch.optim.AdamW, {}), (SGD, torch.optim.SGD, {"momentum": 0.9})],
+)
+def test_schedulers_move_rates_and_betas(ours, theirs, settings, device):
+    params = parameters(2, device)
+    others = copies(params)
+    optimizers = [ours(params, lr=0.1, **settings), theirs(others, lr=0.1, **settings)]
     schedulers = [
         torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.2, total_steps=12) for o in optimizers
     ]
@@ -166,7 +210,7 @@ def test_schedulers_move_rates_and_betas(device):
             scheduler.step()
         rates.add((optimizers[0].param_groups[0]["lr"], optimizers[0].param_groups[0]["betas"]))
     assert len(rates) == 10
-    for p, q in zip(ours, theirs, strict=True):
+    for p, q in zip(params, others, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
 
 
@@ -273,17 +317,17 @@ def test_autograd_sees_that_parameters_changed(device):
         loss.backward()
 
 
-@pytest.mark.parametrize("cls", [*CLASSES, Adam])
+@every_maker
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 def test_copies_go_on_by_themselves(cls, copied, device):
     params = parameters(3, device, 600)
-    optimizer = cls(params, lr=0.1, betas=(0.8, 0.9), min_8bit_size=100, skip_zeros=True)
+    optimizer = cls(params, lr=0.1, weight_decay=0.1, min_8bit_size=100, skip_zeros=True)
     for _ in range(3):
         optimizer.step()
     frozen = [p.detach().clone() for p in params]
     gradients = [p.grad.clone() for p in params]
     twin = copied(optimizer)
-    assert type(twin) is cls
+    assert type(twin) is type(optimizer)
     assert twin.args == optimizer.args
     others = twin.param_groups[0]["params"]
     for q, gradient in zip(others, gradients, strict=True):

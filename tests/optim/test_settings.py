@@ -9,6 +9,8 @@ import torch
 
 from bnbx.optim import Adam, Adam8bit, Adam32bit, AdamW8bit
 
+from .families import NAMES, make
+
 REFUSED = [
     ("lr", -1.0),
     ("lr", float("nan")),
@@ -28,9 +30,12 @@ REFUSED = [
     ("optim_bits", [8]),
     ("min_8bit_size", -1),
     ("skip_zeros", "no"),
+    ("maximize", 1),
+    ("max_unorm", -0.1),
     ("amsgrad", True),
-    ("is_paged", True),
-    ("percentile_clipping", 5),
+    ("is_paged", "yes"),
+    ("percentile_clipping", 0),
+    ("percentile_clipping", 101),
     ("block_wise", False),
 ]
 
@@ -57,8 +62,8 @@ def test_group_settings_are_refused_by_name(key, value):
     ("key", "value"),
     [
         ("optim_bits", 16),
-        ("max_unorm", 1.0),
-        ("percentile_clipping", 5),
+        ("max_unorm", -1.0),
+        ("percentile_clipping", 5.0),
         ("block_wise", False),
         ("skip_zeros", 3),
     ],
@@ -89,11 +94,14 @@ def test_args_may_lack_attributes():
 
 
 @pytest.mark.parametrize("cls", [Adam8bit, Adam32bit, AdamW8bit])
-@pytest.mark.parametrize("bits", [8, 16])
-def test_numbered_names_take_the_default_of_optim_bits_only(cls, bits):
-    with pytest.raises(ValueError, match=f"^optim_bits: .*{cls.__name__} fixes"):
-        cls([parameter()], optim_bits=bits)
-    assert cls([parameter()], optim_bits=32).args.optim_bits == (32 if cls is Adam32bit else 8)
+def test_numbered_names_have_their_own_width_only(cls):
+    own = 32 if cls is Adam32bit else 8
+    for bits in (16, 40 - own):
+        if bits != 32:  # the default in the signature
+            with pytest.raises(ValueError, match=f"^optim_bits: .*{cls.__name__} fixes"):
+                cls([parameter()], optim_bits=bits)
+    assert cls([parameter()], optim_bits=own).args.optim_bits == own
+    assert cls([parameter()], optim_bits=32).args.optim_bits == own
 
 
 def test_args_cannot_be_a_dict():
@@ -128,3 +136,99 @@ def test_groups_have_their_own_bits_and_sizes():
     optimizer.step()
     dtypes = [optimizer.state[p]["state1"].dtype for p in params]
     assert dtypes == [torch.float32, torch.uint8, torch.float32, torch.float32]
+
+
+#: Arguments of single families that cannot be honoured.
+OTHERS = [
+    ("SGD", "momentum", 1.0),
+    ("SGD", "momentum", None),
+    ("SGD", "dampening", -0.5),
+    ("SGD", "nesterov", 1),
+    ("SGD8bit", "momentum", 1.5),
+    ("LARS", "max_unorm", -1.0),
+    ("LARS8bit", "max_unorm", "much"),
+    ("LARS", "momentum", 2),
+    ("RMSprop", "alpha", 1.0),
+    ("RMSprop", "momentum", 0.9),
+    ("RMSprop8bit", "centered", True),
+    ("Adagrad", "lr_decay", -1),
+    ("Adagrad", "initial_accumulator_value", 0.1),
+    ("Adagrad8bit", "lr", -1),
+    ("LAMB", "bias_correction", False),
+    ("LAMB", "adam_w_mode", False),
+    ("LAMB8bit", "amsgrad", True),
+    ("LAMB8bit", "max_unorm", -1),
+    ("Lion", "betas", (0.9, 0.99, 0.999)),
+    ("AdEMAMix", "betas", (0.9, 0.999)),
+    ("AdEMAMix", "alpha", -1.0),
+    ("AdEMAMix", "t_alpha", 0.5),
+    ("AdEMAMix8bit", "t_beta3", -3),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value"), OTHERS)
+def test_arguments_of_families_are_refused_by_name(name, key, value):
+    with pytest.raises(ValueError, match=rf"^{key}: expected"):
+        make(name, [parameter()], **{key: value})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unknown_arguments_are_refused_as_python_does(name):
+    with pytest.raises(
+        TypeError, match=r"__init__\(\)|\(\) got an unexpected keyword argument 'rl'"
+    ):
+        make(name, [parameter()], rl=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "named", "betas"),
+    [
+        ("SGD", {"momentum": 0.5}, (0.5, 0.0)),
+        ("LARS8bit", {"momentum": 0.5, "dampening": 0.1}, (0.5, 0.1)),
+        ("SGD", {"dampening": 0.1}, (0.9, 0.1)),
+        ("RMSprop", {"alpha": 0.5}, (0.5, 0.0)),
+    ],
+)
+def test_groups_take_the_names_of_the_signature(name, named, betas):
+    optimizer = make(name, [{"params": [parameter()], **named}])
+    assert optimizer.param_groups[0]["betas"] == betas
+    assert not named.keys() & optimizer.param_groups[0].keys()
+    for key in named:
+        with pytest.raises(ValueError, match=rf"^param_groups\[1\]\.{key}: expected"):
+            optimizer.add_param_group({"params": [parameter()], key: 2.0})
+
+
+def test_the_momentum_of_rmsprop_is_refused_in_groups_too():
+    optimizer = make("RMSprop", [parameter()])
+    with pytest.raises(ValueError, match=r"^param_groups\[1\]\.momentum: expected 0"):
+        optimizer.add_param_group({"params": [parameter()], "momentum": 0.9})
+
+
+def test_groups_have_their_own_nesterov_and_maximize():
+    params = [parameter() for _ in range(3)]
+    optimizer = make(
+        "SGD",
+        [
+            {"params": params[:1]},
+            {"params": params[1:2], "nesterov": True},
+            {"params": params[2:], "maximize": True},
+        ],
+        lr=1.0,
+    )
+    for p in params:
+        p.grad = torch.ones(8)
+    optimizer.step()
+    for p, moved in zip(params, (-1.0, -1.9, 1.0), strict=True):
+        torch.testing.assert_close(p.detach(), torch.full((8,), moved))
+
+
+def test_paged_states_elsewhere_than_on_a_cpu_are_refused():
+    class Elsewhere(torch.nn.Parameter):
+        device = torch.device("cuda")
+
+    p = parameter()
+    p.grad = torch.ones(8)
+    optimizer = make("PagedLion", [p])
+    p.__class__ = Elsewhere
+    with pytest.raises(ValueError, match="^is_paged: expected False.*got cuda"):
+        optimizer.step()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bnbx.codebooks import create_dynamic_map, create_linear_map
+from bnbx.ops import RULES
 from bnbx.optim.state import QuantizationMaps, new_state, wrapped
 
 
@@ -20,22 +21,24 @@ def test_equal_maps_become_one_tensor(device):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("signed", [(True,), (True, False)])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("shape", "blocks"), [((), 1), ((0,), 0), ((256,), 1), ((3, 100), 2)])
-def test_new_states_are_zero_and_fit_the_parameter(dtype, signed, shape, blocks, device):
+def test_new_states_are_zero_and_fit_the_parameter(dtype, rule, shape, blocks, device):
     p = torch.empty(shape, device=device, dtype=torch.bfloat16)
-    state = new_state(p, dtype, signed, QuantizationMaps())
+    state = new_state(p, dtype, RULES[rule], QuantizationMaps())
     assert state.pop("step") == 0
-    for number in range(1, len(signed) + 1):
+    for number, (signed, stacked) in enumerate(RULES[rule], 1):
+        first = () if stacked == 1 else (stacked,)
         values = state.pop(f"state{number}")
-        assert (values.dtype, values.shape, values.device) == (dtype, p.shape, p.device)
+        assert (values.dtype, values.shape) == (dtype, (*first, *shape))
+        assert values.device == p.device
         assert not values.any()
         if dtype == torch.uint8:
             absmax = state.pop(f"absmax{number}")
-            assert (absmax.dtype, absmax.shape) == (torch.float32, (blocks,))
+            assert (absmax.dtype, absmax.shape) == (torch.float32, (*first, blocks))
             assert not absmax.any()
             qmap = state.pop(f"qmap{number}")
-            assert bool((qmap < 0).any()) == signed[number - 1]
+            assert bool((qmap < 0).any()) == signed
     assert state == {}
 
 

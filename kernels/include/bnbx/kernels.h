@@ -112,6 +112,10 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                  const float* SCB, float threshold, Bias bias, int8_t* codes, float* stats,
                  uint8_t* outliers, void* out, Stream stream);
 
+// Values at num_quantiles shares of the n > 0 values of A, evenly from `offset` to 1 - offset.
+void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, int64_t num_quantiles,
+                        float* out, Stream stream);
+
 // Optimizers: one call updates all parameters that share their hyperparameters. qmap2 is null where
 // a rule keeps one state.
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,

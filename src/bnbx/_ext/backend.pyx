@@ -177,6 +177,13 @@ def int8_linear(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr
                       <uint8_t*> outliers, <void*> out, <k.Stream> stream)
 
 
+def estimate_quantiles(uintptr_t A, int dtype, int64_t n, double offset, int64_t num_quantiles,
+                       uintptr_t out, uintptr_t stream):
+    with nogil:
+        k.estimate_quantiles(<const void*> A, <k.DType> dtype, n, offset, num_quantiles,
+                             <float*> out, <k.Stream> stream)
+
+
 cdef k.Hyperparameters make_hyperparameters(tuple values) except *:
     # In the order of the schema: lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale,
     # skip_zeros, max_unorm.

@@ -101,6 +101,7 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
                               void*, Stream) except +
     void int8_linear(const void*, DType, int64_t, int64_t, int64_t, const int8_t*, const float*,
                      float, Bias, int8_t*, float*, uint8_t*, void*, Stream) except +
+    void estimate_quantiles(const void*, DType, int64_t, double, int64_t, float*, Stream) except +
     void optimizer_update_32bit(OptimizerRule, const ParameterUpdate*, int64_t,
                                 const Hyperparameters&, Stream) except +
     void optimizer_update_8bit_blockwise(OptimizerRule, const ParameterUpdate*, int64_t,

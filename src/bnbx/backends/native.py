@@ -417,6 +417,21 @@ class NativeBackend:
         )
         return out
 
+    def estimate_quantiles(
+        self, out: Tensor, A: Tensor, offset: float, num_quantiles: int
+    ) -> Tensor:
+        A = A.contiguous()
+        self.ext.estimate_quantiles(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            A.numel(),
+            offset,
+            num_quantiles,
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return out
+
     def optimizer_update_32bit(
         self,
         _: None,

@@ -7,7 +7,7 @@ operation means, in as few lines as it takes.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -277,6 +277,16 @@ def int8_linear(
     return out.view(*A.shape[:-1], CB.shape[0])
 
 
+def estimate_quantiles(A: Tensor, offset: float, num_quantiles: int) -> Tensor:
+    values = A.flatten().float().sort().values
+    shares = torch.linspace(offset, 1.0 - offset, num_quantiles, dtype=torch.float64)
+    ranks = (shares * (values.numel() - 1)).to(A.device)
+    low, high = values[ranks.floor().long()], values[ranks.ceil().long()]
+    quantiles = torch.lerp(low, high, (ranks - ranks.floor()).float())
+    # Equal neighbours may be infinite, whose difference is NaN. NaN are sorted to the end.
+    return torch.where(low == high, low, quantiles).where(~values[-1].isnan(), math.nan)
+
+
 def optimizer_update_32bit(
     optimizer_name: str,
     g: Sequence[Tensor],
@@ -344,8 +354,8 @@ def optimizer_update_8bit_blockwise(
     absmax1: Sequence[Tensor],
     absmax2: Sequence[Tensor],
     step: Sequence[int],
-    *hyperparameters: float,
-    **named: float,
+    *hyperparameters: Any,
+    **named: Any,
 ) -> None:
     quantized = [(state1, absmax1, qmap1)]
     if qmap2 is not None:
@@ -365,7 +375,7 @@ def optimizer_update_8bit_blockwise(
             unorm_vec[i : i + 1],
             [step[i]],
             *hyperparameters,
-            **named,  # type: ignore[arg-type]
+            **named,
         )
         for state, own, qmap in zip(states, parts, maps, strict=True):
             _encode_state(state, own, qmap)

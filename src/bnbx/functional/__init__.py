@@ -28,8 +28,20 @@ from bnbx.functional.int8 import (
     int8_vectorwise_dequant,
     int8_vectorwise_quant,
 )
-from bnbx.functional.optim import optimizer_update_8bit_blockwise, optimizer_update_32bit
+from bnbx.functional.optim import (
+    optimizer_update_8bit_blockwise,
+    optimizer_update_32bit,
+    percentile_clipping,
+)
 from bnbx.functional.quant_state import QuantState
+from bnbx.functional.quantiles import (
+    create_quantile_map,
+    dequantize,
+    dequantize_no_absmax,
+    estimate_quantiles,
+    quantize,
+    quantize_no_absmax,
+)
 
 __all__ = [
     "QuantState",
@@ -37,10 +49,14 @@ __all__ = [
     "create_fp8_map",
     "create_linear_map",
     "create_normal_map",
+    "create_quantile_map",
+    "dequantize",
     "dequantize_4bit",
     "dequantize_blockwise",
     "dequantize_fp4",
     "dequantize_nf4",
+    "dequantize_no_absmax",
+    "estimate_quantiles",
     "gemm_4bit",
     "gemm_4bit_transposed",
     "gemv_4bit",
@@ -52,8 +68,11 @@ __all__ = [
     "int8_vectorwise_quant",
     "optimizer_update_8bit_blockwise",
     "optimizer_update_32bit",
+    "percentile_clipping",
+    "quantize",
     "quantize_4bit",
     "quantize_blockwise",
     "quantize_fp4",
     "quantize_nf4",
+    "quantize_no_absmax",
 ]

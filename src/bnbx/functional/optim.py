@@ -1,4 +1,7 @@
-"""Updates of a single tensor by an optimizer; ``bnbx.optim`` updates lists of them in one call."""
+"""Single tensors: their update by an optimizer, and clipping their gradient.
+
+``bnbx.optim`` updates lists of them in one call.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,14 @@ def optimizer_update_32bit(
     Parameters
     ----------
     optimizer_name
-        ``"adam"``, also for AdamW: the decay acts on the parameter.
+        ``"adam"`` (AdamW too: the decay acts on the parameter), ``"momentum"``, ``"nesterov"``,
+        ``"rmsprop"``, ``"adagrad"``, ``"lion"`` or ``"ademamix"``; ``"lamb"`` is ``"adam"`` and
+        ``"lars"`` is ``"momentum"``.
     g, p
         Gradient and parameter: float32, float16 or bfloat16 of one shape.
     state1, state2
-        First and second moment, float32 of that shape.
+        What the optimizer keeps, float32 of that shape; rules with one state take no ``state2``.
+        The ``state1`` of AdEMAMix is ``(2, *shape)``.
     beta1, beta2, beta3, alpha, eps, weight_decay
         The optimizer's constants.
     step
@@ -54,33 +60,27 @@ def optimizer_update_32bit(
     gnorm_scale
         The gradient is multiplied by it.
     unorm_vec, max_unorm
-        Must be None and 0: updates are not clipped by their norm.
+        With ``max_unorm`` above 0 an update whose norm, without ``lr``, is above that share of the
+        parameter's norm is shortened to it, and ``unorm_vec``, float32 with one element, gets the
+        norm of the update.
     skip_zeros
         Whether elements with a gradient of zero keep their value and states.
 
     Raises
     ------
     ValueError
-        If clipping is asked for, the optimizer is not known, or a dtype or shape is wrong.
-
-    References
-    ----------
-    Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+        If the optimizer is not known, or a dtype or shape is wrong.
     """
-    if max_unorm > 0.0 or unorm_vec is not None:
-        name, got = ("max_unorm", max_unorm) if max_unorm > 0.0 else ("unorm_vec", "a tensor")
-        raise error(
-            name,
-            "0.0 and no unorm_vec: clipping by the norm of the update is not implemented",
-            got,
-            "Clip the gradient with torch.nn.utils.clip_grad_norm_.",
-        )
+    norms: list[Tensor] = []
+    if max_unorm > 0.0:
+        norms = [torch.zeros(1, device=p.device) if unorm_vec is None else unorm_vec]
     torch.ops.bnbx.optimizer_update_32bit.default(
         optimizer_name,
         [g],
         [p],
         [state1],
         _listed(state2),
+        norms,
         [step],
         lr,
         beta1,
@@ -91,6 +91,7 @@ def optimizer_update_32bit(
         weight_decay,
         gnorm_scale,
         skip_zeros,
+        max_unorm,
     )
 
 
@@ -120,11 +121,14 @@ def optimizer_update_8bit_blockwise(
     Parameters
     ----------
     optimizer_name
-        ``"adam"``, also for AdamW: the decay acts on the parameter.
+        ``"adam"`` (AdamW too: the decay acts on the parameter), ``"momentum"``, ``"nesterov"``,
+        ``"rmsprop"``, ``"adagrad"``, ``"lion"`` or ``"ademamix"``; ``"lamb"`` is ``"adam"`` and
+        ``"lars"`` is ``"momentum"``.
     g, p
         Gradient and parameter: float32, float16 or bfloat16 of one shape.
     state1, state2
-        First and second moment, uint8 codes of that shape, in blocks of 256.
+        What the optimizer keeps, uint8 codes of that shape, in blocks of 256; rules with one state
+        take no ``state2``. The ``state1`` of AdEMAMix is ``(2, *shape)``.
     beta1, beta2, beta3, alpha, eps, weight_decay
         The optimizer's constants.
     step
@@ -132,9 +136,9 @@ def optimizer_update_8bit_blockwise(
     lr
         Learning rate.
     qmap1, qmap2
-        Codebooks of the two moments, float32 of shape ``(256,)``.
+        Codebooks of the two states, float32 of shape ``(256,)``.
     absmax1, absmax2
-        Scales of the two moments, float32, one per block.
+        Scales of the two states, float32, one per block.
     gnorm_scale
         The gradient is multiplied by it.
     skip_zeros
@@ -155,8 +159,9 @@ def optimizer_update_8bit_blockwise(
         [p],
         [state1],
         _listed(state2),
+        [],
         qmap1,
-        qmap1 if qmap2 is None else qmap2,
+        qmap2,
         [absmax1],
         _listed(absmax2),
         [step],
@@ -170,3 +175,54 @@ def optimizer_update_8bit_blockwise(
         gnorm_scale,
         skip_zeros,
     )
+
+
+#: Steps that ``percentile_clipping`` remembers.
+CLIPPING_HISTORY = 100
+
+
+def percentile_clipping(
+    grad: Tensor, gnorm_vec: Tensor, step: int, percentile: int = 5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factor that brings a gradient down to a percentile of its last 100 norms.
+
+    Parameters
+    ----------
+    grad
+        The gradient.
+    gnorm_vec
+        float32 of shape ``(100,)``, the squares of the last norms. That of ``grad`` is put in the
+        place of the oldest; in step 1 in every place.
+    step
+        Number of this step, counted from 1.
+    percentile
+        How many of the 100 norms are to be below the one that the gradient is clipped to, at most
+        99.
+
+    Returns
+    -------
+    current_gnorm, clip_value, gnorm_scale
+        float32 scalars: the norm, the one it is clipped to, and the factor, at most 1. It is 1
+        where ``clip_value`` is 0: gradients that have been zero so far say nothing about later
+        ones.
+
+    Raises
+    ------
+    ValueError
+        If the history has another shape or dtype, or a number is out of range.
+    """
+    if gnorm_vec.dtype != torch.float32 or tuple(gnorm_vec.shape) != (CLIPPING_HISTORY,):
+        expected = f"a float32 tensor of shape ({CLIPPING_HISTORY},)"
+        raise error("gnorm_vec", expected, f"{gnorm_vec.dtype} of {tuple(gnorm_vec.shape)}")
+    if step < 1:
+        raise error("step", "at least 1, counted from the first step", step)
+    if not 0 <= percentile < CLIPPING_HISTORY:
+        raise error("percentile", f"a number from 0 to {CLIPPING_HISTORY - 1}", percentile)
+    current_gnorm = torch.linalg.vector_norm(grad, dtype=torch.float32)
+    if step == 1:
+        gnorm_vec.fill_(current_gnorm.square())
+    else:
+        gnorm_vec[step % CLIPPING_HISTORY] = current_gnorm.square()
+    clip_value = gnorm_vec.sort().values[percentile].sqrt()
+    clipped = (clip_value > 0.0) & (current_gnorm > clip_value)
+    return current_gnorm, clip_value, torch.where(clipped, clip_value / current_gnorm, 1.0)

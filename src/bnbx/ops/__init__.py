@@ -10,7 +10,7 @@ check that runs before any kernel sees a pointer, and the allocation that the ke
 from __future__ import annotations
 
 from bnbx.codebooks import QUANT_TYPES_4BIT
-from bnbx.ops import blockwise, four_bit, int8, optimizers
+from bnbx.ops import blockwise, four_bit, int8, optimizers, quantiles
 from bnbx.ops.checks import (
     BLOCKSIZES_4BIT,
     FLOAT_DTYPES,
@@ -48,6 +48,7 @@ __all__ = [
     "operation",
     "optimizers",
     "packed_bytes",
+    "quantiles",
     "register",
     "state_shape",
 ]

@@ -88,6 +88,17 @@ def _check_update(
     floats = [(f"absmax{i + 1}", scales[i], rule[i].stacked, 0) for i in range(len(rule)) if scales]
     if max_unorm > 0.0:
         floats.append(("unorm_vec", unorm_vec, 0, 1))
+    _check_tensors(g, p, steps, dtype, kinds, floats)
+
+
+def _check_tensors(
+    g: Sequence[Tensor],
+    p: Sequence[Tensor],
+    steps: Sequence[int],
+    dtype: torch.dtype,
+    kinds: list[tuple[str, Sequence[Tensor], int]],
+    floats: list[tuple[str, Sequence[Tensor], int, int]],
+) -> None:
     # Hundreds of parameters come in one call: what is right is passed over quickly, and only what
     # is not gets a name.
     for i, parameter in enumerate(p):

@@ -9,6 +9,9 @@ from bnbx.optim.optimizer import KbitOptimizer
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim.optimizer import ParamsT
+    from typing_extensions import Unpack
+
+    from bnbx.optim.settings import Options
 
 
 class Adam(KbitOptimizer, rule="adam"):
@@ -21,7 +24,7 @@ class Adam(KbitOptimizer, rule="adam"):
     ----------
     params
         Parameters or groups of them. A group may have its own value for any setting below, and for
-        ``optim_bits``, ``min_8bit_size`` and ``skip_zeros`` too.
+        ``optim_bits``, ``min_8bit_size``, ``skip_zeros`` and ``max_unorm`` too.
     lr
         Learning rate; a tensor with one element is read at each step.
     betas
@@ -30,19 +33,25 @@ class Adam(KbitOptimizer, rule="adam"):
         Added to the denominator.
     weight_decay
         Share of the parameter, times ``lr``, that is taken away in each step.
-    amsgrad, is_paged
-        Not supported yet: False.
+    amsgrad
+        Not supported: False.
     optim_bits
         8 or 32. The classes with a number in their name take only the default and use theirs.
     args
-        An object whose attributes ``optim_bits``, ``min_8bit_size``, ``skip_zeros``... go before
-        the arguments of the same name.
+        An object whose attributes ``optim_bits``, ``min_8bit_size``, ``skip_zeros``, ``max_unorm``
+        go before the arguments of the same name.
     min_8bit_size
         Parameters with fewer elements get 32-bit states.
-    percentile_clipping, block_wise
-        Taken for programs written for old releases of bitsandbytes; 100 and True are supported.
-    skip_zeros
-        Leave parameter and state alone where the gradient is exactly 0.
+    is_paged
+        Whether states may be moved out of the memory of an accelerator. States of parameters on a
+        CPU are in main memory either way, so there it changes nothing; elsewhere it is refused.
+    **options
+        ``skip_zeros=True`` leaves parameter and state alone where the gradient is exactly 0.
+        ``maximize=True`` goes up the gradient. ``max_unorm`` above 0 shortens an update whose norm,
+        without ``lr``, is above that share of the parameter's norm; a parameter of zeros is free.
+        ``percentile_clipping`` below 100 shortens a gradient whose norm is above that percentile of
+        the parameter's last 100; see :func:`bnbx.functional.percentile_clipping`. ``block_wise``
+        is taken for programs written for old releases of bitsandbytes and must be True.
 
     Raises
     ------
@@ -53,7 +62,8 @@ class Adam(KbitOptimizer, rule="adam"):
     -----
     The state of a parameter is ``step``, ``state1`` and ``state2`` (the two moments, of the
     parameter's shape, uint8 or float32) and with 8 bits ``absmax1``, ``absmax2`` (float32, one per
-    256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries).
+    256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries). With a ``max_unorm`` it
+    has ``unorm_vec``, the norm of the last update before it was shortened.
 
     References
     ----------
@@ -73,10 +83,7 @@ class Adam(KbitOptimizer, rule="adam"):
         args: Any = None,
         min_8bit_size: int = 4096,
         is_paged: bool = False,
-        *,
-        percentile_clipping: int = 100,
-        block_wise: bool = True,
-        skip_zeros: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -86,11 +93,9 @@ class Adam(KbitOptimizer, rule="adam"):
                 "optim_bits": optim_bits,
                 "min_8bit_size": min_8bit_size,
                 "is_paged": is_paged,
-                "percentile_clipping": percentile_clipping,
-                "block_wise": block_wise,
-                "skip_zeros": skip_zeros,
             },
             args,
+            options,
         )
 
 
@@ -100,3 +105,15 @@ class Adam8bit(Adam, bits=8):
 
 class Adam32bit(Adam, bits=32):
     """Adam with 32-bit states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdam(Adam, paged=True):
+    """Adam with paged states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdam8bit(Adam, bits=8, paged=True):
+    """Adam with paged 8-bit states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdam32bit(Adam, bits=32, paged=True):
+    """Adam with paged 32-bit states; the arguments are those of :class:`Adam`."""

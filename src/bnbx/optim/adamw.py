@@ -9,6 +9,9 @@ from bnbx.optim.adam import Adam
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim.optimizer import ParamsT
+    from typing_extensions import Unpack
+
+    from bnbx.optim.settings import Options
 
 
 class AdamW(Adam):
@@ -33,10 +36,7 @@ class AdamW(Adam):
         args: Any = None,
         min_8bit_size: int = 4096,
         is_paged: bool = False,
-        *,
-        percentile_clipping: int = 100,
-        block_wise: bool = True,
-        skip_zeros: bool = False,
+        **options: Unpack[Options],
     ) -> None:
         super().__init__(
             params,
@@ -49,9 +49,7 @@ class AdamW(Adam):
             args,
             min_8bit_size,
             is_paged,
-            percentile_clipping=percentile_clipping,
-            block_wise=block_wise,
-            skip_zeros=skip_zeros,
+            **options,
         )
 
 
@@ -61,3 +59,15 @@ class AdamW8bit(AdamW, bits=8):
 
 class AdamW32bit(AdamW, bits=32):
     """AdamW with 32-bit states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdamW(AdamW, paged=True):
+    """AdamW with paged states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdamW8bit(AdamW, bits=8, paged=True):
+    """AdamW with paged 8-bit states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdamW32bit(AdamW, bits=32, paged=True):
+    """AdamW with paged 32-bit states; the arguments are those of :class:`Adam`."""

@@ -10,18 +10,30 @@ import torch
 from torch import Tensor
 
 from bnbx.ops import error
-from bnbx.optim.settings import checked
 from bnbx.optim.state import WRAPPER, TensorSpec, local, tensor_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from bnbx.ops import OptimizerState
+
+    Check = Callable[[str, Any, str], Any]
 
 Groups = list[dict[str, Any]]
 States = dict[Tensor, dict[str, Any]]
 
 
-def read_groups(groups: Groups, saved_groups: Any) -> Groups:
+def read_groups(groups: Groups, saved_groups: Any, checked: Check) -> Groups:
     """Return the optimizer's ``groups`` with the settings of the saved ones.
+
+    Parameters
+    ----------
+    groups
+        The optimizer's groups.
+    saved_groups
+        The saved groups.
+    checked
+        Returns the value of a setting, from its name, its value and where it stands.
 
     Raises
     ------
@@ -34,12 +46,12 @@ def read_groups(groups: Groups, saved_groups: Any) -> Groups:
     if len(saved_groups) != len(groups):
         raise error(where, f"{len(groups)} groups, as the optimizer has", len(saved_groups))
     return [
-        _read_group(f"{where}[{number}]", group, saved)
+        _read_group(f"{where}[{number}]", group, saved, checked)
         for number, (group, saved) in enumerate(zip(groups, saved_groups, strict=True))
     ]
 
 
-def _read_group(where: str, group: dict[str, Any], saved: Any) -> dict[str, Any]:
+def _read_group(where: str, group: dict[str, Any], saved: Any, checked: Check) -> dict[str, Any]:
     if not isinstance(saved, dict) or not isinstance(saved.get("params"), list):
         raise error(where, "a dict with a list 'params'", repr(saved))
     count = len(group["params"])
@@ -52,7 +64,11 @@ def _read_group(where: str, group: dict[str, Any], saved: Any) -> dict[str, Any]
 
 
 def read_states(
-    groups: Groups, saved_groups: Groups, saved_states: Any, states: int, move_to_device: bool
+    groups: Groups,
+    saved_groups: Groups,
+    saved_states: Any,
+    states: Sequence[OptimizerState],
+    move_to_device: bool,
 ) -> States:
     """Return copies of the saved states by parameter.
 
@@ -65,7 +81,7 @@ def read_states(
     saved_states
         The saved states by number of the parameter.
     states
-        How many ``state1``, ``state2``... the optimizer keeps.
+        What the optimizer's rule keeps as ``state1``, ``state2``...
     move_to_device
         Put the copies on the device of the parameter and not where the saved tensors are.
 
@@ -79,7 +95,7 @@ def read_states(
         raise error(where, "a dict", type(saved_states).__name__)
     parameters = dict(_numbered(groups, saved_groups))
     loaded: States = collections.defaultdict(dict)
-    for number, saved in saved_states.items():
+    for number, saved in _by_number(saved_states).items():
         if number not in parameters:
             expected = f"numbers of {len(parameters)} parameters, as in 'param_groups'"
             raise error(where, expected, repr(number))
@@ -91,6 +107,22 @@ def read_states(
     return loaded
 
 
+def _by_number(saved_states: dict[Any, Any]) -> dict[Any, Any]:
+    """Return the states with keys that are numbers.
+
+    ``torch.distributed.checkpoint`` reads tensors into those that are there and puts all else under
+    a text: with a state for the key 0 it leaves another one, its steps, for the key ``"0"``.
+    """
+    numbered = {key: saved for key, saved in saved_states.items() if not isinstance(key, str)}
+    for key, saved in saved_states.items():
+        if isinstance(key, str):
+            number = int(key) if key.isdecimal() else key
+            known: Any = numbered.get(number)
+            both = isinstance(known, dict) and isinstance(saved, dict)
+            numbered[number] = {**known, **saved} if both else saved
+    return numbered
+
+
 def _numbered(groups: Groups, saved_groups: Groups) -> Iterator[tuple[Any, tuple[Tensor, str]]]:
     for group, saved in zip(groups, saved_groups, strict=True):
         names = group.get("param_names") or saved.get("param_names")
@@ -98,24 +130,38 @@ def _numbered(groups: Groups, saved_groups: Groups) -> Iterator[tuple[Any, tuple
             yield number, (p, f" ({names[i]})" if names else "")
 
 
+#: Every entry that a state may have, whatever the rule.
+_KNOWN = [f"{key}{number}" for number in (1, 2) for key in ("state", "absmax", "qmap")]
+
+
 def _read_state(
-    where: str, saved: Any, p: Tensor, states: int, device: torch.device | None
+    where: str,
+    saved: Any,
+    p: Tensor,
+    states: Sequence[OptimizerState],
+    device: torch.device | None,
 ) -> dict[str, Any]:
     """Return a checked copy of one state; entries that are not ours are copied as they are."""
     entries = _unwrapped(where, saved)
     if not entries:
         return {}
-    shape = local(p).shape
     step = _read_step(f"{where}['step']", entries.pop("step", None))
     first = entries.get("state1")
     quantized = isinstance(first, Tensor) and first.dtype == torch.uint8
-    dtype = torch.uint8 if quantized else torch.float32
+    specs = tensor_specs(local(p).shape, torch.uint8 if quantized else torch.float32, states)
+    for key, numel in (("unorm_vec", 1), ("gnorm_vec", 100)):
+        if key in entries:
+            specs[key] = (torch.float32, (numel,))
     tensors = {
         key: _read_tensor(f"{where}[{key!r}]", entries.pop(key, None), spec, device)
-        for key, spec in tensor_specs(shape, dtype, states).items()
+        for key, spec in specs.items()
     }
-    for key in tensor_specs(shape, torch.uint8, states).keys() & entries.keys():
-        raise error(f"{where}[{key!r}]", "nothing, because state1 is float32", "an entry")
+    for key in _KNOWN:
+        if key in entries:
+            expected = f"nothing, because the optimizer keeps {len(states)} of the states"
+            if f"state{key[-1]}" in specs:
+                expected = "nothing, because state1 is float32"
+            raise error(f"{where}[{key!r}]", expected, "an entry")
     for key, tensor in tensors.items():
         if key.startswith("qmap") and not (tensor[1:] >= tensor[:-1]).all():
             raise error(f"{where}[{key!r}]", "256 values in ascending order", "others")

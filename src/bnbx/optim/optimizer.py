@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import torch
 from torch import Tensor
 
-from bnbx.ops import FLOAT_DTYPES, error
+from bnbx.functional.optim import percentile_clipping
+from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
-from bnbx.optim.settings import checked
+from bnbx.optim.settings import Options, checked, checked_share
 from bnbx.optim.state import STATE_DTYPES, QuantizationMaps, local, new_state, wrapped
 
 if TYPE_CHECKING:
@@ -25,20 +26,36 @@ if TYPE_CHECKING:
 class _Batch:
     """Parameters that one call of the operation updates."""
 
+    rule: str
     hyperparameters: tuple[float, ...]
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
     gradients: list[Tensor] = dataclasses.field(default_factory=list)
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
+#: The settings that no constructor has to give, with their values.
+_DEFAULT_SETTINGS = {
+    "optim_bits": 32,
+    "min_8bit_size": 4096,
+    "is_paged": False,
+    "skip_zeros": False,
+    "max_unorm": 0.0,
+    "block_wise": True,
+    "percentile_clipping": 100,
+}
+
+#: The settings that need the norm of a whole parameter, their value for none, and what they keep.
+_NORM_STATES = (("max_unorm", 0.0, "unorm_vec", 1), ("percentile_clipping", 100, "gnorm_vec", 100))
+
+
 class KbitOptimizer(torch.optim.Optimizer):
     """Base of the optimizers with 8-bit or 32-bit states.
 
     A family is a subclass that names its rule and says which arguments its constructor takes; its
-    8-bit and 32-bit names are subclasses that only fix ``bits``::
+    numbered and paged names are subclasses that only fix ``bits`` and ``paged``::
 
         class Adam(KbitOptimizer, rule="adam"): ...
-        class Adam8bit(Adam, bits=8): ...
+        class PagedAdam8bit(Adam, bits=8, paged=True): ...
 
     Parameters
     ----------
@@ -47,10 +64,12 @@ class KbitOptimizer(torch.optim.Optimizer):
     defaults
         Settings that stand in every group: learning rate, betas...
     settings
-        Settings of the optimizer: ``optim_bits``, ``min_8bit_size``, ``skip_zeros`` and those that
+        Settings of the optimizer: ``optim_bits``, ``min_8bit_size``, ``max_unorm`` and those that
         have one supported value. A group may have its own value for them.
     args
         An object whose attributes go before ``settings``, or None.
+    options
+        The constructor's remaining keyword arguments.
 
     Attributes
     ----------
@@ -58,49 +77,94 @@ class KbitOptimizer(torch.optim.Optimizer):
         The settings in force.
     """
 
-    #: Name of the update rule, one of ``bnbx.ops.OPTIMIZERS``.
+    #: Name of the update rule, one of ``bnbx.ops.RULES``.
     _rule: ClassVar[str]
     #: Bits that the class fixes, if it does.
     _bits: ClassVar[int | None] = None
-    #: For each of state1, state2..., whether it can be negative.
-    _signed_states: ClassVar[tuple[bool, ...]] = (True, False)
+    #: Whether the class fixes ``is_paged``.
+    _paged: ClassVar[bool] = False
+    #: How many ``betas`` there are, and what users call the first of them, if not that.
+    _beta_count: ClassVar[int] = 2
+    _beta_names: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(
-        cls, *, rule: str | None = None, bits: int | None = None, **kwargs: Any
+        cls,
+        *,
+        rule: str | None = None,
+        bits: int | None = None,
+        paged: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
         if rule is not None:
             cls._rule = rule
         if bits is not None:
             cls._bits = bits
+        if paged:
+            cls._paged = True
 
     def __init__(
-        self, params: ParamsT, defaults: dict[str, Any], settings: dict[str, Any], args: Any = None
+        self,
+        params: ParamsT,
+        defaults: dict[str, Any],
+        settings: dict[str, Any],
+        args: Any,
+        options: Options,
     ) -> None:
-        settings = {**settings, "max_unorm": 0.0}
-        if self._bits is not None:
-            settings["optim_bits"] = self._fixed_bits(settings["optim_bits"])
+        if unknown := options.keys() - Options.__annotations__.keys():
+            msg = f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}"
+            raise TypeError(msg)
+        defaults = {**defaults, "maximize": options.get("maximize", False)}
+        settings = {**_DEFAULT_SETTINGS, **settings, **options}
+        settings.pop("maximize", None)
+        settings["optim_bits"] = self._fixed_bits(settings["optim_bits"])
+        settings["is_paged"] = self._paged or settings["is_paged"]
         if isinstance(args, dict):
             hint = "Pass types.SimpleNamespace(**args)."
             raise error("args", "an object with attributes", "a dict", hint)
         self.args = SimpleNamespace()
         for key, value in settings.items():
             where = "args." if hasattr(args, key) else ""
-            setattr(self.args, key, checked(key, getattr(args, key, value), where))
+            setattr(self.args, key, self._checked(key, getattr(args, key, value), where))
         self._maps = QuantizationMaps()
         self._placed = True
-        super().__init__(params, {key: checked(key, value) for key, value in defaults.items()})
+        super().__init__(
+            params, {key: self._checked(key, value) for key, value in defaults.items()}
+        )
 
     @classmethod
-    def _fixed_bits(cls, optim_bits: int) -> int | None:
-        if optim_bits != 32:
+    def _fixed_bits(cls, optim_bits: int) -> int:
+        """Return the bits that the class fixes; without any, those that were asked for."""
+        if cls._bits is None:
+            return optim_bits
+        if optim_bits not in {32, cls._bits}:  # 32 is the default in the signature
             raise error(
                 "optim_bits",
-                f"its default, 32, because {cls.__name__} fixes {cls._bits} bits",
+                f"its default, because {cls.__name__} fixes {cls._bits} bits",
                 optim_bits,
                 "Leave it out, or use the class without a number in its name.",
             )
         return cls._bits
+
+    @classmethod
+    def _checked(cls, key: str, value: Any, where: str = "") -> Any:
+        """Return a setting's value, checked as ``bnbx.optim.settings.checked`` does and more."""
+        value = checked(key, value, where)
+        if key == "betas" and len(value) != cls._beta_count:
+            expected = f"{cls._beta_count} numbers in [0, 1) for {cls.__name__}"
+            raise error(f"{where}betas", expected, repr(value))
+        return value
+
+    @classmethod
+    def _with_betas(cls, given: dict[str, Any], betas: Any, where: str = "") -> dict[str, Any]:
+        """Return settings with those that name one of the ``betas`` put in its place."""
+        names = [name for name in cls._beta_names if name in given]
+        if not names:
+            return given
+        betas = list(given.get("betas", betas))
+        for name in names:
+            betas[cls._beta_names.index(name)] = checked_share(name, given[name], where)
+        return {**{k: v for k, v in given.items() if k not in names}, "betas": tuple(betas)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, which may have its own value for any setting.
@@ -112,9 +176,9 @@ class KbitOptimizer(torch.optim.Optimizer):
             not float32, float16 or bfloat16, or if one stands twice in the group.
         """
         where = f"param_groups[{len(self.param_groups)}]"
-        for key, value in param_group.items():
-            param_group[key] = checked(key, value, f"{where}.")
-        super().add_param_group(param_group)
+        group = self._with_betas(param_group, self.defaults["betas"], f"{where}.")
+        group = {key: self._checked(key, value, f"{where}.") for key, value in group.items()}
+        super().add_param_group(group)
         try:
             _check_parameters(where, self.param_groups[-1]["params"])
         except ValueError:
@@ -160,62 +224,97 @@ class KbitOptimizer(torch.optim.Optimizer):
 
     def _batches(self) -> list[_Batch]:
         """Sort the parameters that have gradients by what one call of the operation can share."""
-        overrides = GlobalOptimManager.get_instance().overrides()
         batches: dict[tuple[Any, ...], _Batch] = {}
+        shared: dict[tuple[int, int], tuple[float, ...]] = {}
+        for p, gradient, state, config in self._with_gradients():
+            step = state["step"] + 1
+            known = (id(config), step)
+            if known not in shared:
+                shared[known] = self._hyperparameters(config, step)
+            hyperparameters = shared[known]
+            if config["percentile_clipping"] < 100:
+                hyperparameters = _clipped(hyperparameters, gradient, state, config)
+            rule = self._rule_of(config)
+            maps = (id(state.get("qmap1")), id(state.get("qmap2")))
+            key = (rule, hyperparameters, p.device, *maps)
+            batch = batches.get(key)
+            if batch is None:
+                batch = batches[key] = _Batch(rule, hyperparameters)
+            batch.parameters.append(p)
+            batch.gradients.append(gradient)
+            batch.states.append(state)
+        return list(batches.values())
+
+    def _with_gradients(self) -> list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any]]]:
+        """Return parameter, gradient, state and settings of each that has a gradient, checked."""
+        overrides = GlobalOptimManager.get_instance().overrides()
+        found = []
         for group_number, group in enumerate(self.param_groups):
-            config = {**vars(self.args), **group}
-            shared = self._hyperparameters(config)
+            shared = {**vars(self.args), **group}
             for number, p in enumerate(group["params"]):
                 gradient = p.grad
                 if gradient is None:
                     continue
+                where = f"param_groups[{group_number}]['params'][{number}]"
                 if gradient.layout is not torch.strided:
-                    where = f"param_groups[{group_number}]['params'][{number}].grad"
                     hint = "Make it dense; embeddings take sparse=False."
-                    raise error(where, "a dense gradient", gradient.layout, hint)
-                own, hyperparameters = config, shared
+                    raise error(f"{where}.grad", "a dense gradient", gradient.layout, hint)
+                config = shared
                 if overrides and id(p) in overrides:
-                    own = {**config, **overrides[id(p)]}
-                    hyperparameters = self._hyperparameters(own)
-                state = self.state[p]
-                if not state:
-                    _check_dtype(f"param_groups[{group_number}]['params'][{number}]", p)
-                    state.update(self._new_state(p, own))
-                key = (hyperparameters, p.device, id(state.get("qmap1")), id(state.get("qmap2")))
-                batch = batches.get(key)
-                if batch is None:
-                    batch = batches[key] = _Batch(hyperparameters)
-                batch.parameters.append(p)
-                batch.gradients.append(gradient)
-                batch.states.append(state)
-        return list(batches.values())
+                    own = self._with_betas(overrides[id(p)], shared["betas"])
+                    config = {**shared, **own}
+                found.append((p, gradient, self._state_of(p, config, where), config))
+        return found
 
-    def _hyperparameters(self, config: dict[str, Any]) -> tuple[float, ...]:
-        """Return lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale and skip_zeros."""
-        beta1, beta2 = config["betas"]
+    def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
+        return self._rule
+
+    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[float, ...]:  # noqa: ARG002
+        """Return the constants of a step from ``lr`` on, in the order of the operation's schema."""
+        beta1, beta2, *beta3 = self._checked("betas", config["betas"])
         return (
             float(config["lr"]),
             float(beta1),
             float(beta2),
-            0.0,
-            0.0,
+            float(beta3[0]) if beta3 else 0.0,
+            float(config.get("alpha", 0.0)),
             float(config["eps"]),
             float(config["weight_decay"]),
-            1.0,
+            -1.0 if config["maximize"] else 1.0,
             config["skip_zeros"],
+            float(config["max_unorm"]),
         )
 
+    def _state_of(self, p: Tensor, config: dict[str, Any], where: str) -> dict[str, Any]:
+        """Return the state of a parameter, made now if there is none."""
+        state: dict[str, Any] = self.state[p]
+        if not state:
+            _check_dtype(where, p)
+            state.update(self._new_state(p, config))
+        for setting, off, key, numel in _NORM_STATES:
+            if config[setting] == off:
+                continue
+            if any(not placement.is_replicate() for placement in getattr(p, "placements", ())):
+                expected = f"{off} for a parameter of which each process has a shard"
+                raise error(f"{setting} of {where}", expected, config[setting])
+            if key not in state:
+                state[key] = torch.zeros(numel, device=p.device)
+        return state
+
     def _new_state(self, p: Tensor, config: dict[str, Any]) -> dict[str, Any]:
+        if config["is_paged"] and p.device.type not in {"cpu", "meta"}:
+            hint = "Use the class without Paged in its name."
+            raise error("is_paged", "False for states on a device other than a CPU", p.device, hint)
         dtype = STATE_DTYPES[checked("optim_bits", config["optim_bits"])]
         if p.numel() < config["min_8bit_size"]:
             dtype = torch.float32
-        return new_state(p, dtype, self._signed_states, self._maps)
+        return new_state(p, dtype, RULES[self._rule], self._maps)
 
     def _update(self, batch: _Batch) -> None:
         states = batch.states
 
         def column(key: str) -> list[Tensor]:
-            return [state[key] for state in states]
+            return [state[key] for state in states] if key in states[0] else []
 
         # The kernels write in place, so a parameter with gaps or permuted strides is updated in a
         # copy and keeps its layout; contiguous() of any other is the parameter itself.
@@ -223,12 +322,20 @@ class KbitOptimizer(torch.optim.Optimizer):
         targets = [shard.contiguous() for shard in shards]
         gradients = [local(gradient) for gradient in batch.gradients]
         steps = [state["step"] + 1 for state in states]
-        moments = (self._rule, gradients, targets, column("state1"), column("state2"))
+        limited = batch.hyperparameters[-1] > 0.0
+        moments = (
+            batch.rule,
+            gradients,
+            targets,
+            column("state1"),
+            column("state2"),
+            column("unorm_vec") if limited else [],
+        )
         if "qmap1" in states[0]:
             torch.ops.bnbx.optimizer_update_8bit_blockwise(
                 *moments,
                 states[0]["qmap1"],
-                states[0]["qmap2"],
+                states[0].get("qmap2"),
                 column("absmax1"),
                 column("absmax2"),
                 steps,
@@ -292,12 +399,12 @@ class KbitOptimizer(torch.optim.Optimizer):
             result = pre_hook(self, state_dict)
             state_dict = state_dict if result is None else result
         saved_groups: Any = state_dict.get("param_groups")
-        groups = read_groups(self.param_groups, saved_groups)
+        groups = read_groups(self.param_groups, saved_groups, self._checked)
         state = read_states(
             self.param_groups,
             saved_groups,
             state_dict.get("state"),
-            len(self._signed_states),
+            RULES[self._rule],
             move_to_device,
         )
         self.__setstate__({"state": state, "param_groups": groups})
@@ -322,6 +429,19 @@ class KbitOptimizer(torch.optim.Optimizer):
         self._placed = False
         for p, config in overridden:
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
+
+
+def _clipped(
+    hyperparameters: tuple[float, ...],
+    gradient: Tensor,
+    state: dict[str, Any],
+    config: dict[str, Any],
+) -> tuple[float, ...]:
+    """Return the constants of a step with the factor on the gradient that clipping leaves."""
+    step, percentile = state["step"] + 1, config["percentile_clipping"]
+    _, _, scale = percentile_clipping(local(gradient), state["gnorm_vec"], step, percentile)
+    sign = hyperparameters[7]
+    return (*hyperparameters[:7], sign * float(scale), *hyperparameters[8:])
 
 
 def _check_parameters(where: str, parameters: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
@@ -16,6 +16,26 @@ from bnbx.ops import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class CommonOptions(TypedDict, total=False):
+    """Keyword arguments that every optimizer takes beside those in its signature."""
+
+    #: Leave parameter and state alone where the gradient is exactly 0.
+    skip_zeros: bool
+    #: Go up the gradient and not down.
+    maximize: bool
+    #: Taken for programs written for old releases of bitsandbytes: True, the only way there is.
+    block_wise: bool
+    #: Shorten gradients longer than this percentile of the parameter's last 100; 100: none.
+    percentile_clipping: int
+
+
+class Options(CommonOptions, total=False):
+    """The same for the optimizers whose signature has no ``max_unorm``."""
+
+    #: The largest norm of an update, without ``lr``, as a share of the parameter's norm; 0: any.
+    max_unorm: float
 
 
 def _is_number(value: object) -> bool:
@@ -26,12 +46,20 @@ def _is_at_least_zero(value: Any) -> bool:
     return _is_number(value) and float(value) >= 0.0
 
 
+def _is_share(value: Any) -> bool:
+    return _is_number(value) and 0.0 <= float(value) < 1.0
+
+
 def _are_betas(value: Any) -> bool:
     return (
         isinstance(value, (tuple, list))
-        and len(value) == 2
-        and all(_is_number(beta) and 0.0 <= float(beta) < 1.0 for beta in value)
+        and len(value) in {2, 3}
+        and all(_is_share(beta) for beta in value)
     )
+
+
+def _is_step_count(value: Any) -> bool:
+    return value is None or (isinstance(value, int) and value >= 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +71,47 @@ class Setting:
     hint: str = ""
 
 
-def _only(*, supported: object) -> Setting:
+def _only(supported: object, hint: str = "Leave it out.") -> Setting:
     return Setting(
         lambda value: bool(value == supported),
         f"{supported!r}, the only value supported so far",
-        "Leave it out.",
+        hint,
     )
 
 
+_AT_LEAST_ZERO = Setting(_is_at_least_zero, "a number of at least 0")
+_SHARE = Setting(_is_share, "a number in [0, 1)")
+_FLAG = Setting(lambda value: isinstance(value, bool), "True or False")
+_STEPS = Setting(_is_step_count, "a number of steps, or None for no schedule")
+
 SETTINGS: dict[str, Setting] = {
-    "lr": Setting(_is_at_least_zero, "a number of at least 0"),
-    "betas": Setting(_are_betas, "two numbers in [0, 1)"),
-    "eps": Setting(_is_at_least_zero, "a number of at least 0"),
-    "weight_decay": Setting(_is_at_least_zero, "a number of at least 0"),
+    "lr": _AT_LEAST_ZERO,
+    "betas": Setting(_are_betas, "two numbers in [0, 1), three for AdEMAMix"),
+    "momentum": _SHARE,
+    "dampening": _SHARE,
+    "alpha": _AT_LEAST_ZERO,
+    "t_alpha": _STEPS,
+    "t_beta3": _STEPS,
+    "eps": _AT_LEAST_ZERO,
+    "weight_decay": _AT_LEAST_ZERO,
+    "lr_decay": _AT_LEAST_ZERO,
+    "nesterov": _FLAG,
+    "maximize": _FLAG,
     "optim_bits": Setting(lambda value: isinstance(value, int) and value in {8, 32}, "8 or 32"),
     "min_8bit_size": Setting(_is_at_least_zero, "a number of elements, at least 0"),
-    "skip_zeros": Setting(lambda value: isinstance(value, bool), "True or False"),
+    "skip_zeros": _FLAG,
+    "max_unorm": _AT_LEAST_ZERO,
+    "is_paged": _FLAG,
     "amsgrad": _only(supported=False),
-    "is_paged": _only(supported=False),
-    "percentile_clipping": _only(supported=100),
+    "centered": _only(supported=False),
+    "adam_w_mode": _only(supported=True),
+    "bias_correction": _only(supported=True),
+    "initial_accumulator_value": _only(supported=0),
+    "percentile_clipping": Setting(
+        lambda value: isinstance(value, int) and 1 <= value <= 100,
+        "a percentile from 1 to 100, which is none",
+    ),
     "block_wise": _only(supported=True),
-    "max_unorm": _only(supported=0.0),
 }
 
 
@@ -99,4 +147,11 @@ def checked(key: str, value: Any, where: str = "") -> Any:
     setting = SETTINGS.get(key)
     if setting is not None and not setting.accepts(value):
         raise error(f"{where}{key}", setting.expected, repr(value), setting.hint)
+    return value
+
+
+def checked_share(key: str, value: Any, where: str = "") -> Any:
+    """Return a value if it is a number in [0, 1); raise ``ValueError`` with its name otherwise."""
+    if not _is_share(value):
+        raise error(f"{where}{key}", _SHARE.expected, repr(value))
     return value

@@ -1,8 +1,10 @@
 """The state of one parameter: which tensors it has, and making them.
 
-The layout is that of bitsandbytes: ``step``; ``state1``, ``state2``..., uint8 or float32 of the
-parameter's shape; for uint8 also ``absmax1``..., one float32 per block, and ``qmap1``..., the
-values of the 256 codes.
+The layout is that of bitsandbytes: ``step``; ``state1`` and, if the rule has a second one,
+``state2``, uint8 or float32 of the parameter's shape; for uint8 also ``absmax1``..., one float32
+per block, and ``qmap1``..., the values of the 256 codes. Both averages of AdEMAMix are in
+``state1``, whose shape has a 2 in front. With a ``max_unorm`` there is ``unorm_vec``, the norm of
+the last update.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import torch
 from torch import Tensor
 
 from bnbx.codebooks import create_dynamic_map
-from bnbx.ops import OPTIMIZER_BLOCKSIZE, blocks_of
+from bnbx.ops import OPTIMIZER_BLOCKSIZE, blocks_of, state_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from bnbx.ops import OptimizerState
 
 #: Entry of a saved parameter state that holds its tensors. FSDP gathers tensors that it finds one
 #: level up as if they had the shape of the parameter.
@@ -64,28 +68,30 @@ def local(tensor: Tensor) -> Tensor:
     return tensor if to_local is None else to_local()
 
 
-def tensor_specs(shape: Sequence[int], dtype: torch.dtype, states: int) -> dict[str, TensorSpec]:
+def tensor_specs(
+    shape: Sequence[int], dtype: torch.dtype, states: Sequence[OptimizerState]
+) -> dict[str, TensorSpec]:
     """Return dtype and shape of each tensor in a parameter's state, whose states have ``dtype``."""
     specs: dict[str, TensorSpec] = {}
-    for number in range(1, states + 1):
-        specs[f"state{number}"] = (dtype, tuple(shape))
+    for number, (_, stacked) in enumerate(states, 1):
+        specs[f"state{number}"] = (dtype, state_shape(shape, stacked))
         if dtype == torch.uint8:
             blocks = blocks_of(math.prod(shape), OPTIMIZER_BLOCKSIZE)
-            specs[f"absmax{number}"] = (torch.float32, (blocks,))
+            specs[f"absmax{number}"] = (torch.float32, state_shape((blocks,), stacked))
             specs[f"qmap{number}"] = (torch.float32, (256,))
     return specs
 
 
 def new_state(
-    p: Tensor, dtype: torch.dtype, signed: Sequence[bool], maps: QuantizationMaps
+    p: Tensor, dtype: torch.dtype, states: Sequence[OptimizerState], maps: QuantizationMaps
 ) -> dict[str, Any]:
-    """Return the state of a parameter before its first step; ``signed`` has an entry per state."""
+    """Return the state of a parameter before its first step."""
     state: dict[str, Any] = {"step": 0}
-    for key, (kind, shape) in tensor_specs(local(p).shape, dtype, len(signed)).items():
+    for key, (kind, shape) in tensor_specs(local(p).shape, dtype, states).items():
         state[key] = torch.zeros(shape, dtype=kind, device=p.device)
     if dtype == torch.uint8:
-        for number, is_signed in enumerate(signed, 1):
-            state[f"qmap{number}"] = maps.dynamic(is_signed, p.device)
+        for number, (signed, _) in enumerate(states, 1):
+            state[f"qmap{number}"] = maps.dynamic(signed, p.device)
     return state
 
 

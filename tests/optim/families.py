@@ -1,0 +1,79 @@
+"""What the tests of the optimizers run over: every family, made with arguments that it takes."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from bnbx import optim
+from bnbx.ops import OPTIMIZER_BLOCKSIZE
+
+FAMILIES = ("Adam", "AdamW", "AdEMAMix", "Lion", "SGD", "RMSprop", "Adagrad", "LAMB", "LARS")
+PAGED = ("Adam", "AdamW", "AdEMAMix", "Lion")
+#: Every name that bitsandbytes has, but PytorchLARS, which is not one of a family.
+NAMES = [f"{name}{bits}" for name in FAMILIES for bits in ("", "8bit", "32bit")]
+NAMES += [f"Paged{name}{bits}" for name in PAGED for bits in ("", "8bit", "32bit")]
+
+NEEDED = {"SGD": {"lr": 1e-2, "momentum": 0.9}, "LARS": {"lr": 1e-2, "momentum": 0.9}}
+#: The rules in float64; "adam" where it is not one of these.
+RULE_OF = {
+    "AdEMAMix": "ademamix",
+    "Lion": "lion",
+    "SGD": "momentum",
+    "RMSprop": "rmsprop",
+    "Adagrad": "adagrad",
+    "LARS": "momentum",
+}
+
+
+def family_of(name):
+    return name.removeprefix("Paged").removesuffix("8bit").removesuffix("32bit")
+
+
+def make(name, params, **settings):
+    """Return an optimizer of that name."""
+    return getattr(optim, name)(params, **{**NEEDED.get(family_of(name), {}), **settings})
+
+
+#: For tests of what does not depend on the family: each family in both widths, called as a class.
+MAKERS = [
+    pytest.param(functools.partial(make, f"{name}{bits}"), id=f"{name}{bits}")
+    for name in FAMILIES
+    for bits in ("8bit", "32bit")
+]
+every_maker = pytest.mark.parametrize("cls", MAKERS)
+
+
+def constants(optimizer, number=0):
+    """Return the constants of an optimizer's rule as the rules in float64 take them."""
+    group = {**vars(optimizer.args), **optimizer.param_groups[number]}
+    betas = dict(zip(("beta1", "beta2", "beta3"), group["betas"], strict=False))
+    return {**group, **betas, "gnorm_scale": -1.0 if group["maximize"] else 1.0}
+
+
+def states_of(state):
+    """Return what the state tensors of a parameter mean, in float32."""
+    values = []
+    for number in (1, 2):
+        if f"state{number}" in state:
+            codes = state[f"state{number}"]
+            if codes.dtype == torch.float32:
+                values.append(codes.clone())
+                continue
+            scales = state[f"absmax{number}"]
+            rows = codes.reshape(scales.shape[0] if scales.dim() > 1 else 1, -1)
+            each = scales.view(len(rows), -1).repeat_interleave(OPTIMIZER_BLOCKSIZE, dim=1)
+            decoded = state[f"qmap{number}"][rows.int()] * each[:, : rows.shape[1]]
+            values.append(decoded.view(codes.shape))
+    return values
+
+
+def parameters(shapes, dtype=torch.float32, device="cpu"):
+    return [torch.nn.Parameter(torch.randn(s, device=device).to(dtype)) for s in shapes]
+
+
+def set_gradients(params):
+    for p in params:
+        p.grad = (torch.randn(p.shape, device=p.device) * 10 ** torch.randn(())).to(p.dtype)
