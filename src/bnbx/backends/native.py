@@ -115,25 +115,29 @@ class NativeBackend:
         absmax_blocksize: int = 256,
     ) -> Tensor:
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        bias_pointer = codes = code = offset = 0
         if bias is not None:
             bias = bias.contiguous()
-        if absmax_8bit is not None and absmax_code is not None:
+            bias_pointer = bias.data_ptr()
+        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
             absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+            codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
+            offset = absmax_offset.data_ptr()
         N, K = shapeB
         self.ext.gemm_4bit(
             A.data_ptr(),
             DTYPES[A.dtype],
-            math.prod(A.shape[:-1]),
+            out.numel() // N if N else 0,
             N,
             K,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,
             QUANT_TYPES[quant_type],
-            _pointer(bias),
-            _pointer(absmax_8bit),
-            _pointer(absmax_code),
-            _pointer(absmax_offset),
+            bias_pointer,
+            codes,
+            code,
+            offset,
             absmax_blocksize,
             out.data_ptr(),
             self.stream_of(A),
@@ -155,22 +159,25 @@ class NativeBackend:
         absmax_blocksize: int = 256,
     ) -> Tensor:
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
-        if absmax_8bit is not None and absmax_code is not None:
+        codes = code = offset = 0
+        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
             absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+            codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
+            offset = absmax_offset.data_ptr()
         N, K = shapeB
         self.ext.gemm_4bit_transposed(
             A.data_ptr(),
             DTYPES[A.dtype],
-            math.prod(A.shape[:-1]),
+            out.numel() // K if K else 0,
             N,
             K,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,
             QUANT_TYPES[quant_type],
-            _pointer(absmax_8bit),
-            _pointer(absmax_code),
-            _pointer(absmax_offset),
+            codes,
+            code,
+            offset,
             absmax_blocksize,
             out.data_ptr(),
             self.stream_of(A),

@@ -97,7 +97,7 @@ class Linear4bit(Module4bit, torch.nn.Linear):
         compute_dtype = self.compute_dtype or dtype
         if compute_dtype != dtype:
             x = x.to(compute_dtype)
-        out = matmul_4bit(x, weight, state, bias=self.bias)
+        out = matmul_4bit(x, weight, state, None, self._parameter("bias"))
         return out if compute_dtype == dtype else out.to(dtype)
 
 

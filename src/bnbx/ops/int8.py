@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bnbx.ops.checks import (
     FLOAT_DTYPES,
-    check_device,
     check_dtype,
     check_matrix,
     check_numel,
@@ -75,7 +74,6 @@ def int8_vectorwise_dequant(A: Tensor, stats: Tensor) -> Tensor:
     if A.dim() < 1:
         raise error("A", "at least 1 dimension", "shape ()")
     check_numel("stats", stats, math.prod(A.shape[:-1]), "one per row of A")
-    check_device(A, stats=stats)
     return A.new_empty(A.shape, dtype=torch.float32)
 
 
@@ -98,7 +96,6 @@ def _check_int8_product(A: Tensor, B: Tensor, a: str = "A", b: str = "B") -> tup
     check_matrix(b, B)
     if A.dim() < 1 or A.shape[-1] != B.shape[1]:
         raise error(a, f"a last dimension of {B.shape[1]}, as {b} has", f"shape {tuple(A.shape)}")
-    check_device(A, **{b: B})
     return (*A.shape[:-1], B.shape[0])
 
 
@@ -112,7 +109,6 @@ def int8_linear_matmul(A: Tensor, B: Tensor) -> Tensor:
 def int8_linear_matmul_out(A: Tensor, B: Tensor, *, out: Tensor) -> None:
     """Write ``A @ B.T`` into ``out``, contiguous int32."""
     check_out(out, _check_int8_product(A, B), torch.int32)
-    check_device(A, out=out)
 
 
 def _check_epilogue(
@@ -131,7 +127,6 @@ def _check_epilogue(
     if bias is not None:
         check_dtype("bias", bias, *FLOAT_DTYPES)
         check_shape("bias", bias, (shape[-1],))
-    check_device(first, **{rows: row_stats, columns: col_stats, "bias": bias})
 
 
 @operation(
@@ -192,7 +187,6 @@ def int8_mixed_scaled_mm(
     check_dtype("A", A, *FLOAT_DTYPES)
     check_matrix("A", A)
     check_shape("CA", CA, A.shape)
-    check_device(A, CA=CA, outlier_cols=outlier_cols)
     shape = _check_int8_product(CA, CB, "CA", "CB")
     _check_epilogue(CA, shape, SCA, SCB, bias, "SCA", "SCB")
     columns = None
@@ -226,5 +220,4 @@ def int8_linear(
     if bias is not None:
         check_dtype("bias", bias, *FLOAT_DTYPES)
         check_shape("bias", bias, (N,))
-    check_device(A, CB=CB, SCB=SCB, bias=bias)
     return A.new_empty((*A.shape[:-1], N))
