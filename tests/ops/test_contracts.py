@@ -10,7 +10,7 @@ import torch
 
 from bnbx.ops import CONTRACTS
 
-from .checks import every_isa, run, same
+from .checks import every_isa, refuses, run, same
 from .samples import SIGNED, arguments
 
 #: Operations that return the indices of outlier columns, as many as the data has.
@@ -98,6 +98,25 @@ def test_the_number_of_threads_changes_no_bit(name, isa):
             compare(results(name, given), expected)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_tensors_on_two_devices_are_refused(name):
+    given = arguments(name)
+    first, *others = [n for n, value in given.items() if isinstance(value, torch.Tensor)] or [""]
+    for argument in others:
+        refuses(name, argument, **{argument: given[argument].to("meta")})
+    if others:
+        refuses(name, others[0], **{first: given[first].to("meta")})
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(name, dtype):
+    given = arguments(name, dtype=dtype)
+    expected = results(name, given)
+    with torch.autocast("cpu", torch.float16):
+        compare(results(name, given), expected)
 
 
 @pytest.mark.parametrize("name", CONTRACTS)

@@ -396,10 +396,9 @@ class NativeBackend:
         A, CB, SCB = A.contiguous(), CB.contiguous(), SCB.contiguous()
         bias = None if bias is None else bias.contiguous()
         N, K = CB.shape
-        M = out.numel() // max(N, 1)
-        codes = torch.empty((M, K), dtype=torch.int8, device=A.device)
-        stats = torch.empty(M, dtype=torch.float32, device=A.device)
-        mask = torch.empty(K, dtype=torch.bool, device=A.device)
+        M = out.numel() // N if N else 0
+        codes, stats = A.new_empty(M, K, dtype=torch.int8), A.new_empty(M, dtype=torch.float32)
+        mask = A.new_empty(K, dtype=torch.bool) if threshold > 0.0 else None
         self.ext.int8_linear(
             A.data_ptr(),
             DTYPES[A.dtype],
@@ -413,7 +412,7 @@ class NativeBackend:
             0 if bias is None else DTYPES[bias.dtype],
             codes.data_ptr(),
             stats.data_ptr(),
-            mask.data_ptr(),
+            _pointer(mask),
             out.data_ptr(),
             self.stream_of(A),
         )
