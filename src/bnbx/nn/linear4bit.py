@@ -89,8 +89,8 @@ class Linear4bit(Module4bit, torch.nn.Linear):
         if x.dtype in {torch.float32, torch.bfloat16}:
             self.compute_dtype = x.dtype
 
-    def _first(self, x: Tensor) -> torch.dtype | None:
-        """Return what to compute in while it is not settled; settle it by ``x``, if possible."""
+    def _choose_dtype(self, x: Tensor) -> torch.dtype | None:
+        """Return what to compute in, None for x's dtype; without autocast that is settled then."""
         device = x.device.type
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
@@ -102,11 +102,12 @@ class Linear4bit(Module4bit, torch.nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         weight, state = self._packed_weight()
         dtype = x.dtype
-        compute_dtype = (self.compute_dtype if self.compute_type_is_set else self._first(x)) or dtype
-        if compute_dtype != dtype:
+        chosen = self.compute_dtype if self.compute_type_is_set else self._choose_dtype(x)
+        compute_dtype = chosen or dtype
+        if compute_dtype is not dtype:
             x = x.to(compute_dtype)
         out = matmul_4bit(x, weight, state, None, self._parameter("bias"))
-        return out if compute_dtype == dtype else out.to(dtype)
+        return out if compute_dtype is dtype else out.to(dtype)
 
 
 class LinearFP4(Linear4bit):

@@ -33,6 +33,10 @@ def _wrong_dtype(argument: str, tensor: Tensor, *allowed: torch.dtype) -> ValueE
     return error(argument, f"dtype {' or '.join(str(d) for d in allowed)}", tensor.dtype)
 
 
+def _wrong_shape(argument: str, tensor: Tensor, expected: Sequence[int]) -> ValueError:
+    return error(argument, f"shape {tuple(expected)}", tuple(tensor.shape))
+
+
 def _wrong_numel(argument: str, tensor: Tensor, expected: int, why: str) -> ValueError:
     return error(argument, f"{expected} elements ({why})", tensor.numel())
 
@@ -52,7 +56,7 @@ def check_output_dtype(argument: str, dtype: torch.dtype) -> None:
 def check_shape(argument: str, tensor: Tensor, expected: Sequence[int]) -> None:
     """Raise unless the tensor has the expected shape."""
     if tensor.shape != tuple(expected):
-        raise error(argument, f"shape {tuple(expected)}", tuple(tensor.shape))
+        raise _wrong_shape(argument, tensor, expected)
 
 
 def check_numel(argument: str, tensor: Tensor, expected: int, why: str) -> None:
@@ -80,6 +84,14 @@ def check_device(first: Tensor, **others: Tensor | None) -> None:
             raise error(argument, f"a tensor on {device}", tensor.device, hint)
 
 
+def check_vector(argument: str, tensor: Tensor, dtype: torch.dtype, length: int) -> None:
+    """``check_dtype`` and ``check_shape`` of a vector in one call, likewise."""
+    if tensor.dtype is not dtype:
+        raise _wrong_dtype(argument, tensor, dtype)
+    if tensor.shape != (length,):
+        raise _wrong_shape(argument, tensor, (length,))
+
+
 def check_matrix(argument: str, tensor: Tensor) -> None:
     """Raise unless the tensor has 2 dimensions."""
     if tensor.dim() != 2:
@@ -102,8 +114,7 @@ def check_4bit_type(blocksize: int, quant_type: str) -> None:
 
 def check_code(argument: str, code: Tensor) -> None:
     """Raise unless the tensor is a codebook of 256 entries."""
-    check_dtype(argument, code, torch.float32)
-    check_shape(argument, code, (256,))
+    check_vector(argument, code, torch.float32, 256)
 
 
 def check_packed_4bit(argument: str, packed: Tensor, numel: int) -> None:

@@ -20,7 +20,7 @@ from bnbx.ops.checks import (
     check_output_dtype,
     check_packed_4bit,
     check_positive,
-    check_shape,
+    check_vector,
     packed_bytes,
 )
 from bnbx.ops.contract import error, operation
@@ -131,8 +131,7 @@ def gemm_4bit(
     blocks = blocks_of(N * K, blocksize)
     _check_scales(blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
     if bias is not None:
-        check_dtype("bias", bias, A.dtype)
-        check_shape("bias", bias, (N,))
+        check_vector("bias", bias, A.dtype, N)
     shape[-1] = N
     return A.new_empty(*shape)
 

@@ -126,7 +126,6 @@ def int8_linear_matmul_out(A: Tensor, B: Tensor, *, out: Tensor) -> None:
 
 
 def _check_epilogue(
-    first: Tensor,
     shape: Sequence[int],
     row_stats: Tensor,
     col_stats: Tensor,
@@ -159,7 +158,7 @@ def int8_mm_dequant(
         raise error("A", "at least 1 dimension", "shape ()")
     dtype = dtype or torch.float16
     check_output_dtype("dtype", dtype)
-    _check_epilogue(A, A.shape, row_stats, col_stats, bias)
+    _check_epilogue(A.shape, row_stats, col_stats, bias)
     return A.new_empty(A.shape, dtype=dtype)
 
 
@@ -179,7 +178,7 @@ def int8_scaled_mm(
     shape = _check_int8_product(A, B)
     dtype = dtype or torch.float16
     check_output_dtype("dtype", dtype)
-    _check_epilogue(A, shape, row_stats, col_stats, bias)
+    _check_epilogue(shape, row_stats, col_stats, bias)
     return A.new_empty(shape, dtype=dtype)
 
 
@@ -201,7 +200,7 @@ def int8_mixed_scaled_mm(
     check_matrix("A", A)
     check_shape("CA", CA, A.shape)
     shape = _check_int8_product(CA, CB, "CA", "CB")
-    _check_epilogue(CA, shape, SCA, SCB, bias, "SCA", "SCB")
+    _check_epilogue(shape, SCA, SCB, bias, "SCA", "SCB")
     columns = None
     if outlier_cols is not None:
         check_dtype("outlier_cols", outlier_cols, torch.int64)
