@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bnbx.codebooks import QUANT_TYPES_4BIT
-from bnbx.ops.contract import error
+from bnbx.ops.contract import error, wrong_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,8 +80,7 @@ def check_device(first: Tensor, **others: Tensor | None) -> None:
     device = first.device
     for argument, tensor in others.items():
         if tensor is not None and tensor.device != device:
-            hint = "Move it with .to(device)."
-            raise error(argument, f"a tensor on {device}", tensor.device, hint)
+            raise wrong_device(argument, tensor, device)
 
 
 def check_vector(argument: str, tensor: Tensor, dtype: torch.dtype, length: int) -> None:

@@ -55,17 +55,19 @@ def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
 
 
 def _on_one_device(contract: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the contract with a check before it that all tensors are on the first one's device."""
+    """Return the contract with a check before it that all tensors are on the first one's device.
+
+    An operation on lists of tensors, whose first argument is no tensor, has checks of its own.
+    """
     names = tuple(inspect.signature(contract).parameters)
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        device = None
-        for argument, value in (*zip(names, args, strict=False), *kwargs.items()):
-            if isinstance(value, Tensor):
-                device = device or value.device
-                if value.device != device:
-                    hint = "Move it with .to(device)."
-                    raise error(argument, f"a tensor on {device}", value.device, hint)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        first = given[names[0]]
+        if isinstance(first, Tensor):
+            for argument, value in given.items():
+                if isinstance(value, Tensor) and value.device != first.device:
+                    raise wrong_device(argument, value, first.device)
         return contract(*args, **kwargs)
 
     return checked
@@ -74,3 +76,8 @@ def _on_one_device(contract: Callable[..., Any]) -> Callable[..., Any]:
 def error(argument: str, expected: object, got: object, hint: str = "") -> ValueError:
     """Return the error of a check: the argument, what was expected, what came, what to do."""
     return ValueError(f"{argument}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
+
+
+def wrong_device(argument: str, tensor: Tensor, expected: torch.device) -> ValueError:
+    """Return the error of a tensor that is on another device than it has to be."""
+    return error(argument, f"a tensor on {expected}", tensor.device, "Move it with .to(device).")
