@@ -36,15 +36,16 @@ def operations() -> Cases:
     for codes in FORMATS:
         cases[f"quantize_{codes.suffix}"] = functools.partial(quantize, codes, SIZE**2)
         cases[f"dequantize_{codes.suffix}"] = functools.partial(dequantize, codes, SIZE**2)
+    # Those with the same layers follow each other: the layers are made once.
     for M in ROW_COUNTS:
         cases[f"gemm_4bit M={M}"] = functools.partial(linear4bit, M, *square)
+    gradient = functools.partial(linear4bit_gradient, 512, *square)
+    cases["Linear4bit forward+gradient M=512"] = gradient
     cases["gemm_4bit M=1 nested"] = functools.partial(linear4bit, 1, *square, nested=True)
-    for M in (1, 512):
-        for threshold in (0.0, 6.0):
+    for threshold in (0.0, 6.0):
+        for M in (1, 512):
             name = f"Linear8bitLt M={M} threshold={threshold:g}"
             cases[name] = functools.partial(linear8bit, M, *square, threshold)
-    name = "Linear4bit forward+gradient M=512"
-    cases[name] = functools.partial(linear4bit_gradient, 512, *square)
     cases["Linear4bit 64x64 M=1"] = functools.partial(linear4bit, 1, CALL_SIZE, CALL_SIZE)
     for label, tensors in zip(("16M", "300 x 50k"), PARAMETERS, strict=True):
         for optimizer in OPTIMIZERS:

@@ -184,6 +184,6 @@ class Shape:
 
 
 @functools.lru_cache(maxsize=1)
-def shape(N: int, K: int) -> Shape:
-    """Return the shape's layers; only the last shape is kept, because they are large."""
+def shape(N: int, K: int, _variant: str) -> Shape:
+    """Return the shape's layers of a variant; only the last are kept, because they are large."""
     return Shape(N, K)

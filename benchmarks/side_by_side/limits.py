@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from common import int8, normal
 from side_by_side.timing import Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: Bytes of a buffer whose copy or sum measures bandwidth: beyond the last-level cache of a server.
+#: Bytes of each buffer that measures bandwidth: beyond the last-level cache of a server.
 BUFFER = 2**29
 #: Rows, columns and depth of the product that measures the matrix units.
 PRODUCT = (2048, 4096, 4096)
 
 #: What a rate counts.
 RATE_NAMES = {
-    "copy": "copy, bytes read plus bytes written",
-    "read": "read",
+    "copy": "copy of a buffer, bytes read plus bytes written",
+    "read": "dot product of two buffers, bytes read",
+    "update": "one buffer added to another, bytes read plus bytes written",
     "bf16": "dense bf16 product of 2048x4096 and 4096x4096",
     "int8": "dense int8 product of the same shape",
-    "fp32": "dense float32 product of the same shape",
 }
 
 
@@ -37,13 +38,14 @@ class Work:
     moved
         Bytes read and written, each once.
     memory
-        The rate that bounds them: ``"copy"`` where much is written, ``"read"`` where most is read.
+        The rate that bounds them: ``"copy"`` where what is read is written elsewhere, ``"read"``
+        where little is written, ``"update"`` where much of what is read is written back.
     formula
         How ``moved`` and ``operations`` come about, for people.
     operations
         Multiplications and additions of a matrix product.
     unit
-        The rate that bounds these: ``"bf16"``, ``"int8"`` or ``"fp32"``.
+        The rate that bounds these: ``"bf16"`` or ``"int8"``.
     """
 
     moved: int
@@ -65,24 +67,21 @@ class Work:
 
 @functools.cache
 def _buffers() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(BUFFER // 4), torch.zeros(BUFFER // 4)
+    return torch.zeros(BUFFER // 4), torch.randn(BUFFER // 4)
 
 
 @functools.cache
 def _probe(rate: str) -> Call:
     M, N, K = PRODUCT
     if rate == "copy":
-        source, target = _buffers()
-        return Call([lambda: target.copy_(source)])
+        return Call([lambda: _buffers()[0].copy_(_buffers()[1])])
     if rate == "read":
-        source, _ = _buffers()
-        return Call([lambda: torch.dot(source, source)])
+        return Call([lambda: torch.dot(*_buffers())])
+    if rate == "update":
+        return Call([lambda: _buffers()[0].add_(_buffers()[1])])
     if rate == "int8":
-        codes = functools.partial(torch.randint, -127, 128, dtype=torch.int8)
-        return Call([functools.partial(torch._int_mm, codes((M, K)), codes((N, K)).t())])  # noqa: SLF001
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[rate]
-    A, B = torch.randn(M, K).to(dtype), torch.randn(N, K).to(dtype)
-    return Call([functools.partial(torch.nn.functional.linear, A, B)])
+        return Call([functools.partial(torch._int_mm, int8(M, K), int8(N, K).t())])  # noqa: SLF001
+    return Call([functools.partial(torch.nn.functional.linear, normal(M, K), normal(N, K))])
 
 
 def probes(rates: Iterable[str]) -> dict[str, Call]:
@@ -92,9 +91,8 @@ def probes(rates: Iterable[str]) -> dict[str, Call]:
 
 def counted(rate: str) -> int:
     """Return the bytes or operations of one call of the rate's probe."""
-    if rate == "copy":
-        return 2 * BUFFER
-    if rate == "read":
-        return BUFFER
+    buffers = {"copy": 2, "read": 2, "update": 3}
+    if rate in buffers:
+        return buffers[rate] * BUFFER
     M, N, K = PRODUCT
     return 2 * M * N * K

@@ -50,7 +50,7 @@ class Optimizer:
         """Return the work of a step: float32 gradient in, parameter and states in and out."""
         each = 4 + 2 * 4 + 2 * self.states * self.bits // 8
         states = f"{2 * self.states} {self.bits}/8"
-        return Work(numel * each, "copy", f"n (4 + 2 4 + {states}) / copy")
+        return Work(numel * each, "update", f"n (4 + 2 4 + {states}) / update")
 
 
 OPTIMIZERS = (

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from side_by_side import table
 from side_by_side.limits import RATE_NAMES
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from side_by_side.comparison import Result
     from side_by_side.report import Report
 
+PRODUCTS = ("gemm_4bit", "Linear8bitLt")
+#: Outputs of a layer whose call costs more than its work.
+SMALLEST = 1000
 OURS, FAINT = "#1f5fa8", "#8a97a5"
 #: Color and marker of a side; those of bnbx's other instruction sets are left out.
 STYLES = {
@@ -38,16 +43,33 @@ def draw(report: Report, file: Path) -> None:
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bnbx"})
     results = [r for r in report.results if r.threads == report.threads[-1] and r.ours]
     figure = _sweep(results) if report.sweep else _operations(results)
-    figure.suptitle(f"{report.machine['cpu']}, {report.threads[-1]} threads")
+    figure.suptitle(f"{report.machine['cpu']}, {table.thread_count(report.threads[-1])}")
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def _operations(results: list[Result]) -> Figure:
-    figure = Figure(figsize=(12, 1.5 + 0.27 * len(results)), layout="constrained")
+    figure = Figure(figsize=(12, 2 + 0.25 * len(results)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     _shares(left, results)
-    _roofline(right, [r for r in results if r.work.operations and r.labels["N"] > 1000])
+    # One point for each shape: other thresholds and nested scales have nearly the same work.
+    shapes = {
+        (r.labels["operation"], r.labels["M"]): r
+        for r in reversed(results)
+        if r.labels["operation"] in PRODUCTS and r.labels["N"] > SMALLEST
+    }
+    _roofline(right, list(shapes.values()))
+    figure.legend(*_legend(results), frameon=False, ncols=6, loc="outside lower center")
     return figure
+
+
+def _legend(results: list[Result]) -> tuple[list[Line2D], list[str]]:
+    present = [side for side in STYLES if any(side in r.times for r in results)]
+    styles = {"bnbx": _style("bnbx"), **{side: _style(side) for side in present}}
+    lines = [
+        Line2D([], [], color=color, marker=marker, linestyle="none")
+        for color, marker in styles.values()
+    ]
+    return lines, list(styles)
 
 
 def _style(side: str) -> tuple[str, str] | None:
@@ -61,21 +83,16 @@ def _points(result: Result) -> list[tuple[str, str, str]]:
 
 
 def _shares(axes: Any, results: list[Result]) -> None:
-    labelled = set()
     for height, result in enumerate(reversed(results)):
         axes.axhline(height, color=FAINT, linewidth=0.4, zorder=0)
         for side, color, marker in _points(result):
-            name = "bnbx" if side == result.ours else side
             share = 1 / result.ratio(side, None)
-            label = None if name in labelled else name
-            axes.plot(share, height, marker, color=color, markersize=6, label=label, alpha=0.9)
-            labelled.add(name)
+            axes.plot(share, height, marker, color=color, markersize=6, alpha=0.9)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(range(len(results)), [r.name for r in reversed(results)])
     axes.set_xscale("log")
     axes.set(title="Share of the speed that the machine allows", xlabel="limit / time (1: at it)")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def _roofline(axes: Any, results: list[Result]) -> None:
@@ -83,7 +100,7 @@ def _roofline(axes: Any, results: list[Result]) -> None:
         rate: sorted(r.rates()[rate] for r in results if rate in r.probes) for rate in RATE_NAMES
     }
     middle = {rate: found[len(found) // 2] for rate, found in rates.items() if found}
-    intensities = [10.0**exponent for exponent in (0, 1, 2, 3, 3.7)]
+    intensities = [10.0**exponent for exponent in (-1, 1, 2, 3, 3.7)]
     for unit, style in (("bf16", "-"), ("int8", "--")):
         if unit in middle:
             roof = [min(x * middle["read"], middle[unit]) / 1e9 for x in _dense(intensities)]
@@ -94,8 +111,14 @@ def _roofline(axes: Any, results: list[Result]) -> None:
             speed = result.work.operations / result.times[side].median / 1e9
             axes.plot(intensity, speed, marker, color=color, markersize=6, alpha=0.9)
         ours = result.work.operations / result.times[str(result.ours)].median / 1e9
-        label = f"{result.labels['operation'].partition(' ')[0]} M={result.labels['M']}"
-        axes.annotate(label, (intensity, ours), (4, 4), textcoords="offset points", fontsize=6)
+        axes.annotate(
+            f"{result.labels['operation']} M={result.labels['M']}",
+            (intensity, ours),
+            (-6, 3 if result.work.unit == "int8" else -8),
+            textcoords="offset points",
+            fontsize=7,
+            ha="right",
+        )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set(title="Roofline of the products", xlabel="operations per byte", ylabel="GFLOP/s")
@@ -115,7 +138,7 @@ def _dense(values: list[float], between: int = 20) -> list[float]:
 def _sweep(results: list[Result]) -> Figure:
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 3)
-    for axes, operation in zip(panels, ("gemm_4bit", "Linear8bitLt"), strict=False):
+    for axes, operation in zip(panels, PRODUCTS, strict=False):
         _by_rows(axes, operation, [r for r in results if r.labels["operation"] == operation])
     _growth(panels[2], [r for r in results if "numel" in r.labels])
     return figure

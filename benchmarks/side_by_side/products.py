@@ -18,7 +18,7 @@ from side_by_side.timing import Call
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from side_by_side.layers import Maker
+    from side_by_side.layers import Maker, Shape
     from side_by_side.timing import Function
 
     Bind = Callable[[nn.Module, Tensor], Function]
@@ -36,12 +36,17 @@ def _forward_and_gradient(layer: nn.Module, x: Tensor) -> Function:
     return lambda: torch.autograd.grad(layer(leaf), leaf, gradient)
 
 
+def _shape(N: int, K: int, variant: str) -> Callable[[], Shape]:
+    # Made when a side asks for its layers, and not when a comparison is only described.
+    return functools.partial(layers.shape, N, K, variant)
+
+
 def _sides(
-    N: int, K: int, x: Tensor, makers: dict[str, Maker], bind: Bind = _forward
+    shape: Callable[[], Shape], x: Tensor, makers: dict[str, Maker], bind: Bind = _forward
 ) -> dict[str, Callable[[], Call]]:
     def functions(maker: Maker) -> list[Function]:
         cast = x.to(maker.dtype)
-        return [bind(layer, cast) for layer in layers.shape(N, K).layers(maker)]
+        return [bind(layer, cast) for layer in shape().layers(maker)]
 
     def call(maker: Maker) -> Call:
         return Call(functions(maker))
@@ -52,7 +57,8 @@ def _sides(
     return {**ours, **{side: functools.partial(call, maker) for side, maker in peers.items()}}
 
 
-def _work_4bit(M: int, N: int, K: int) -> Work:
+def work_4bit(M: int, N: int, K: int) -> Work:
+    """Return the work of a product of M rows with a 4-bit weight."""
     return Work(
         moved=2 * M * K + N * K // 2 + N * K // 16 + 2 * M * N,
         memory="read",
@@ -62,7 +68,8 @@ def _work_4bit(M: int, N: int, K: int) -> Work:
     )
 
 
-def _work_8bit(M: int, N: int, K: int) -> Work:
+def work_8bit(M: int, N: int, K: int) -> Work:
+    """Return the work of a product of M rows with an int8 weight."""
     return Work(
         moved=2 * M * K + N * K + 4 * N + 2 * M * N,
         memory="read",
@@ -76,8 +83,8 @@ def linear4bit(M: int, N: int, K: int, *, nested: bool = False) -> Comparison:
     """Return the comparison of a call of a 4-bit layer with M rows."""
     return Comparison(
         FAMILY,
-        _work_4bit(M, N, K),
-        _sides(N, K, normal(M, K), layers.four_bit(nested=nested)),
+        work_4bit(M, N, K),
+        _sides(_shape(N, K, f"{nested=}"), normal(M, K), layers.four_bit(nested=nested)),
         {"operation": "gemm_4bit", "M": M, "N": N, "K": K},
     )
 
@@ -86,21 +93,21 @@ def linear8bit(M: int, N: int, K: int, threshold: float) -> Comparison:
     """Return the comparison of a call of an LLM.int8() layer with M rows, some of them outliers."""
     return Comparison(
         FAMILY,
-        _work_8bit(M, N, K),
-        _sides(N, K, activations(M, K), layers.eight_bit(threshold)),
+        work_8bit(M, N, K),
+        _sides(_shape(N, K, f"{threshold=}"), activations(M, K), layers.eight_bit(threshold)),
         {"operation": "Linear8bitLt", "M": M, "N": N, "K": K},
     )
 
 
 def linear4bit_gradient(M: int, N: int, K: int) -> Comparison:
     """Return the comparison of forward and gradient of the input, the step of QLoRA."""
-    once = _work_4bit(M, N, K)
+    once = work_4bit(M, N, K)
     makers = layers.four_bit(nested=False)
     # torch's packed product has no gradient, and a repacked weight gives none.
     makers = {side: makers[side] for side in ("bnbx", "bitsandbytes") if side in makers}
     return Comparison(
         FAMILY,
         Work(2 * once.moved, "read", f"2 {once.formula}", 2 * once.operations, "bf16"),
-        _sides(N, K, normal(M, K), makers, _forward_and_gradient),
+        _sides(_shape(N, K, "nested=False"), normal(M, K), makers, _forward_and_gradient),
         {"operation": "Linear4bit forward + input gradient", "M": M, "N": N, "K": K},
     )

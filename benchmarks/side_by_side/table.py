@@ -70,11 +70,11 @@ def limits(report: Report) -> Table:
             found = sorted(
                 r.rates()[rate] for r in report.results if r.threads == threads and rate in r.probes
             )
-            unit = "GB/s" if rate in {"copy", "read"} else "GFLOP/s"
+            unit = "GB/s" if rate in {"copy", "read", "update"} else "GFLOP/s"
             cells.append(f"{found[len(found) // 2] / 1e9:.1f} {unit}" if found else NOTHING)
         if any(cell != NOTHING for cell in cells):
             rows.append([rate, meaning, *cells])
-    header = ["limit", "measured as", *(_threads(threads) for threads in report.threads)]
+    header = ["limit", "measured as", *(thread_count(threads) for threads in report.threads)]
     return Table("Limits of the machine", header, rows)
 
 
@@ -100,7 +100,7 @@ def bars(report: Report, threads: int) -> Table:
             ]
         )
     header = ["operation", "bar", "bnbx", "the other", "ratio", "of minima", "verdict"]
-    return Table(f"Bars, {_threads(threads)}", header, rows)
+    return Table(f"Bars, {thread_count(threads)}", header, rows)
 
 
 def instruction_sets(report: Report, threads: int) -> Table:
@@ -121,7 +121,7 @@ def instruction_sets(report: Report, threads: int) -> Table:
         for r in results
         if r.ours
     ]
-    title = f"bnbx by instruction set, {_threads(threads)}: time (multiple of the limit)"
+    title = f"bnbx by instruction set, {thread_count(threads)}: time (multiple of the limit)"
     return Table(title, ["operation", "limit", *sides], rows)
 
 
@@ -133,7 +133,7 @@ def peers(report: Report, threads: int, family: str) -> Table:
     for r in results:
         ours = _with_bytes(r, r.ours, duration(r.times[r.ours].median)) if r.ours else NOTHING
         rows.append([r.name, ours, *(_peer(r, side) for side in sides)])
-    title = f"{family.capitalize()}, {_threads(threads)}: time (multiple of bnbx's)"
+    title = f"{family.capitalize()}, {thread_count(threads)}: time (multiple of bnbx's)"
     if family == "optimizers":
         title += ", bytes of state per parameter"
     return Table(title, ["operation", "bnbx", *sides], rows)
@@ -165,7 +165,7 @@ def sweep(report: Report, threads: int, operation: str, other: str) -> Table:
             row[at["M"]] = f"{faster:.2f}" if faster else NOTHING
     columns = sorted({M for row in cells.values() for M in row})
     rows = [[f"{N}x{K}", *(row.get(M, NOTHING) for M in columns)] for (N, K), row in cells.items()]
-    title = f"{operation}, {_threads(threads)}: {other}'s time as a multiple of bnbx's"
+    title = f"{operation}, {thread_count(threads)}: {other}'s time as a multiple of bnbx's"
     return Table(title, ["weight", *(f"M={M}" for M in columns)], rows)
 
 
@@ -179,7 +179,7 @@ def growth(report: Report, threads: int) -> Table:
             row[numel] = f"{r.times[r.ours].median / numel * 1e9:.3f}"
     columns = sorted({numel for row in cells.values() for numel in row})
     rows = [[name, *(row.get(n, NOTHING) for n in columns)] for name, row in cells.items()]
-    title = f"Growth, {_threads(threads)}: bnbx's nanoseconds per element"
+    title = f"Growth, {thread_count(threads)}: bnbx's nanoseconds per element"
     return Table(title, ["elements", *(f"2^{n.bit_length() - 1}" for n in columns)], rows)
 
 
@@ -212,7 +212,8 @@ def formulas(results: Sequence[Result]) -> Table:
     return Table("Limits of the operations, in seconds", ["operation", "limit"], [*rows.values()])
 
 
-def _threads(count: int) -> str:
+def thread_count(count: int) -> str:
+    """Say how many threads there are."""
     return f"{count} thread{'s' if count > 1 else ''}"
 
 

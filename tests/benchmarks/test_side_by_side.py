@@ -41,7 +41,7 @@ def test_limit_is_the_slower_of_memory_and_arithmetic():
 
 
 def test_work_of_a_product():
-    work = products.linear4bit(2, 64, 128).work
+    work = products.work_4bit(2, 64, 128)
     assert work.moved == 2 * (2 * 128 + 2 * 64) + 64 * 128 // 2 + 4 * 64 * 128 // 64
     assert work.operations == 2 * 2 * 64 * 128
 
