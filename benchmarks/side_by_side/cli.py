@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from common import default_threads, set_threads
 from side_by_side import cases, docs, report, table
-from side_by_side.comparison import compare
+from side_by_side.comparison import Result, compare
 from side_by_side.libraries import isas
 from side_by_side.timing import Settings
 
-#: In the sweep, a side that took longer than this, in seconds, sits out what is larger.
-SLOW = 0.3
+#: In the sweep, a side that took longer than this, in seconds, and ``SLOWER`` times as long as bnbx
+#: sits out what is larger.
+SLOW, SLOWER = 0.3, 2
 #: Sides of the sweep: what a model could run on instead, and what nothing has to be compiled for.
 SWEEP_SIDES = ("bnbx", "bitsandbytes", "bitsandbytes repacked", "torch int4", "torch bf16")
 
@@ -53,6 +54,15 @@ def sides_of(options: argparse.Namespace) -> tuple[str, ...]:
     return tuple(f"bnbx {isas()[0]}" if name == "bnbx" else name for name in names)
 
 
+def slow(result: Result) -> list[str]:
+    """Return the sides that are to sit out."""
+    return [
+        side
+        for side, times in result.times.items()
+        if times.median > SLOW and result.ours and result.ratio(side, result.ours) > SLOWER
+    ]
+
+
 def measure(options: argparse.Namespace) -> report.Report:
     """Time the cases that the command line asks for."""
     rounds, budget = (5, 0.2) if options.sweep else (11, 1.0)
@@ -81,7 +91,7 @@ def measure(options: argparse.Namespace) -> report.Report:
             result = compare(name, comparison, threads, settings, taking_part)
             run.results.append(result)
             if options.sweep:
-                tired |= {(s, *series) for s, t in result.times.items() if t.median > SLOW}
+                tired |= {(side, *series) for side in slow(result)}
     return run
 
 

@@ -48,9 +48,9 @@ class Optimizer:
 
     def work(self, numel: int) -> Work:
         """Return the work of a step: float32 gradient in, parameter and states in and out."""
-        each = 4 + 2 * 4 + 2 * self.states * self.bits // 8
-        states = f"{2 * self.states} {self.bits}/8"
-        return Work(numel * each, "update", f"n (4 + 2 4 + {states}) / update")
+        states = self.states * self.bits // 8
+        formula = f"n (4 + 2 (4 + {states})) / update"
+        return Work(numel * (4 + 2 * (4 + states)), "update", formula)
 
 
 OPTIMIZERS = (

@@ -22,6 +22,8 @@ PRODUCTS = ("gemm_4bit", "Linear8bitLt")
 #: Outputs of a layer whose call costs more than its work.
 SMALLEST = 1000
 OURS, FAINT = "#1f5fa8", "#8a97a5"
+#: Where the legend of a panel stands.
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 3}
 #: Color and marker of a side; those of bnbx's other instruction sets are left out.
 STYLES = {
     "bitsandbytes": ("#c2571a", "o"),
@@ -136,7 +138,7 @@ def _dense(values: list[float], between: int = 20) -> list[float]:
 
 
 def _sweep(results: list[Result]) -> Figure:
-    figure = Figure(figsize=(13, 4), layout="constrained")
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, operation in zip(panels, PRODUCTS, strict=False):
         _by_rows(axes, operation, [r for r in results if r.labels["operation"] == operation])
@@ -157,7 +159,7 @@ def _by_rows(axes: Any, operation: str, results: list[Result]) -> None:
     axes.set_yscale("log", base=2)
     axes.set(title=operation, xlabel="rows of activations, M", ylabel="dense bf16 time / bnbx time")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=7, title="weight")
+    axes.legend(**BELOW, frameon=False, fontsize=7)
 
 
 def _growth(axes: Any, results: list[Result]) -> None:
@@ -178,4 +180,4 @@ def _growth(axes: Any, results: list[Result]) -> None:
     axes.set_yscale("log")
     axes.set(title="Growth (dotted: bitsandbytes)", xlabel="elements", ylabel="ns per element")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(**BELOW, frameon=False, fontsize=7)

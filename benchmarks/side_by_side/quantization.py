@@ -50,7 +50,7 @@ class Codes:
         return Work(
             moved=2 * numel + numel * self.bits // 8 + 4 * math.ceil(numel / self.blocksize),
             memory="copy",
-            formula=f"(2 n + n {self.bits}/8 + 4 n / {self.blocksize}) / copy",
+            formula=f"(2 n + n {self.bits} / 8 + 4 n / {self.blocksize}) / copy",
         )
 
     def quantizer(self, library: ModuleType) -> Callable[..., tuple[torch.Tensor, object]]:

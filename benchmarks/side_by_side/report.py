@@ -47,9 +47,12 @@ class Report:
         return sorted({result.threads for result in self.results})
 
     def save(self, file: Path) -> None:
-        """Write everything; the folder is made."""
+        """Write everything, a result to a line; the folder is made."""
+        content = dataclasses.asdict(self)
+        results = ",\n".join(json.dumps(result) for result in content.pop("results"))
+        head = json.dumps(content, indent=1).removesuffix("\n}")
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+        file.write_text(f'{head},\n "results": [\n{results}\n]}}\n')
 
 
 def load(file: Path) -> Report:
