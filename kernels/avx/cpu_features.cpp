@@ -69,8 +69,9 @@ bool cpu_has_avx2() {
 
 bool cpu_has_avx512() {
   const uint32_t ebx = cpuid(7).ebx;
-  const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
-  return cpu_has_avx2() && f && dq && bw && vl && (saved_states() & 0xe6) == 0xe6;
+  const bool f = bit(ebx, 16), dq = bit(ebx, 17), cd = bit(ebx, 28);
+  const bool bw = bit(ebx, 30), vl = bit(ebx, 31);
+  return cpu_has_avx2() && f && dq && cd && bw && vl && (saved_states() & 0xe6) == 0xe6;
 }
 
 bool cpu_has_avx512bf16() {

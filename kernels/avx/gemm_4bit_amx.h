@@ -171,10 +171,8 @@ static inline void write_tile(const Product4& p, const float* C, int64_t n0, int
   }
 }
 
-// Returns false, having done nothing, if the product is not of the kind that this kernel is for.
 template <class V>
-static inline bool gemm_4bit_amx(const Product4& p) {
-  if (p.dtype != DType::kBFloat16 || p.M == 0 || p.N == 0 || p.K == 0) return false;
+static inline void multiply_part(const Product4& p) {
   const int64_t groups = ceil_div(p.K, kGroup);
   const auto activations = activation_tiles<V>(p, groups);
   const int64_t row_tiles = ceil_div(p.M, kTile);
@@ -220,6 +218,13 @@ static inline bool gemm_4bit_amx(const Product4& p) {
       }
     }
   });
+}
+
+// Returns false, having done nothing, if the product is not of the kind that this kernel is for.
+template <class V>
+static inline bool gemm_4bit_amx(const Product4& p) {
+  if (p.dtype != DType::kBFloat16 || p.M == 0 || p.N == 0 || p.K == 0) return false;
+  for_parts_of_rows(p, p.K, p.N, [](const Product4& part) { multiply_part<V>(part); });
   return true;
 }
 

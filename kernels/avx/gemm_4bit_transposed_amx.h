@@ -85,11 +85,8 @@ static inline void write_group(const float* row, int64_t tile_stride, bfloat16* 
   }
 }
 
-// Returns false, having done nothing, if the product is not of the kind that this kernel is for.
 template <class V>
-static inline bool gemm_4bit_transposed_amx(const Product4& p) {
-  if (p.dtype != DType::kBFloat16 || p.M == 0 || p.N == 0 || p.K == 0) return false;
-  if (!groups_are_regular(p)) return false;
+static inline void multiply_part_transposed(const Product4& p) {
   const auto rows = row_tiles_of(p);
   const int64_t row_tiles = ceil_div(p.M, kTile), row_pairs = ceil_div(row_tiles, 2);
   const int64_t depth_tiles = ceil_div(p.N, 32);
@@ -147,6 +144,14 @@ static inline bool gemm_4bit_transposed_amx(const Product4& p) {
       }
     }
   });
+}
+
+// Returns false, having done nothing, if the product is not of the kind that this kernel is for.
+template <class V>
+static inline bool gemm_4bit_transposed_amx(const Product4& p) {
+  if (p.dtype != DType::kBFloat16 || p.M == 0 || p.N == 0 || p.K == 0) return false;
+  if (!groups_are_regular(p)) return false;
+  for_parts_of_rows(p, p.N, p.K, [](const Product4& part) { multiply_part_transposed<V>(part); });
   return true;
 }
 

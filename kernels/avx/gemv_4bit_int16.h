@@ -18,21 +18,20 @@ static constexpr int kGemvRows = 4;  // rows of the weight in flight
 static constexpr int kTableBits = 14;
 static constexpr int kActivationBits = 15;
 
-// Rows of activations as integers, each group split into even and odd positions.
+// Rows of activations as integers, each group split into even and odd positions. The scale of a
+// group with a NaN or an infinity, which integers do not have, is NaN.
+template <class V>
 struct IntegerRows {
   Workspace<int16_t> values;  // (M, groups, 64)
   Workspace<float> scales;    // (M, groups): of a value, divided by that of the table
 };
 
-// Returns false if there is a NaN or an infinity, which integers do not have.
 template <class V, class T>
-static inline bool to_integers(const T* A, int64_t rows, int64_t groups, IntegerRows* out) {
-  out->values = allocate<int16_t>(rows * groups * kGroup);
-  out->scales = allocate<float>(rows * groups);
+static inline IntegerRows<V> to_integers(const T* A, int64_t rows, int64_t groups) {
+  IntegerRows<V> out{allocate<int16_t>(rows * groups * kGroup), allocate<float>(rows * groups)};
   for (int64_t i = 0; i < rows * groups; ++i) {
     const T* group = A + i * kGroup;
     const float absmax = finite_absmax<V>(group, kGroup);
-    if (absmax != absmax) return false;
     constexpr int kSmallestExponent = -100;  // keeps the scales normal numbers
     const int exponent = static_cast<int>(float_bits(absmax) >> 23) - 127;
     const int shift =
@@ -45,11 +44,12 @@ static inline bool to_integers(const T* A, int64_t rows, int64_t groups, Integer
     }
     __m512i even, odd;
     split(integers, &even, &odd);
-    _mm512_store_si512(out->values.get() + i * kGroup, even);
-    _mm512_store_si512(out->values.get() + i * kGroup + kGroup / 2, odd);
-    out->scales[i] = bits_float(static_cast<uint32_t>(127 - shift - kTableBits) << 23);
+    _mm512_store_si512(out.values.get() + i * kGroup, even);
+    _mm512_store_si512(out.values.get() + i * kGroup + kGroup / 2, odd);
+    const float unit = bits_float(static_cast<uint32_t>(127 - shift - kTableBits) << 23);
+    out.scales[i] = absmax != absmax ? absmax : unit;
   }
-  return true;
+  return out;
 }
 
 // The 16 values as integers, twice.
@@ -96,7 +96,7 @@ static inline void gemv_rows(const int16_t* A, int64_t groups, const uint8_t* co
 
 // Rows m0 to m0 + kM of the product.
 template <class V, int kM, class T>
-static inline void gemv_chunk(const Product4& p, const IntegerRows& A, int64_t m0) {
+static inline void gemv_chunk(const Product4& p, const IntegerRows<V>& A, int64_t m0) {
   const int64_t groups = p.K / kGroup;
   const auto* bias = static_cast<const T*>(p.bias);
   auto* out = static_cast<T*>(p.out) + m0 * p.N;
@@ -134,9 +134,8 @@ static inline void gemv_chunk(const Product4& p, const IntegerRows& A, int64_t m
 }
 
 template <class V, class T>
-static inline bool gemv_4bit_of(const Product4& p) {
-  IntegerRows A;
-  if (!to_integers<V>(static_cast<const T*>(p.A), p.M, p.K / kGroup, &A)) return false;
+static inline void gemv_4bit_of(const Product4& p) {
+  const IntegerRows<V> A = to_integers<V>(static_cast<const T*>(p.A), p.M, p.K / kGroup);
   for (int64_t m = 0; m < p.M; m += 4) {
     switch (smaller(4, p.M - m)) {
       case 1: gemv_chunk<V, 1, T>(p, A, m); break;
@@ -145,7 +144,6 @@ static inline bool gemv_4bit_of(const Product4& p) {
       default: gemv_chunk<V, 4, T>(p, A, m);
     }
   }
-  return true;
 }
 
 // Returns false, having done nothing, if the product is not of the kind that this kernel is for.
@@ -153,8 +151,8 @@ template <class V>
 static inline bool gemv_4bit_int16(const Product4& p, int64_t most_rows) {
   if (p.M > most_rows || p.K == 0 || !groups_are_regular(p)) return false;
   switch (p.dtype) {
-    case DType::kFloat16: return gemv_4bit_of<V, float16>(p);
-    case DType::kBFloat16: return gemv_4bit_of<V, bfloat16>(p);
+    case DType::kFloat16: gemv_4bit_of<V, float16>(p); return true;
+    case DType::kBFloat16: gemv_4bit_of<V, bfloat16>(p); return true;
     default: return false;
   }
 }

@@ -60,7 +60,7 @@ class Chunks {
 // The maps of 8-bit states: state2 has one of its own.
 template <class V>
 struct StateMaps {
-  const float* code[2];
+  typename V::Table256 code[2];
   const Encoder8<V>* encode[2];
 };
 
@@ -124,13 +124,13 @@ class Ahead {
  public:
   BNBX_MEMBER Ahead(const ParameterUpdate& u, int states, bool codes, int64_t block_start) {
     const int64_t start = block_start + kBlocks * kOptimizerBlocksize;
-    if (start >= u.numel) return;
+    if (!codes || start >= u.numel) return;
     const int64_t n = smaller(kOptimizerBlocksize, u.numel - start);
     add(u.g, start, n, size_of(u.g_dtype));
     add(u.p, start, n, size_of(u.p_dtype));
     for (int k = 0; k < states; ++k) {
       const StateBlock at(u, k, start);
-      add(at.state, at.start, n, codes ? 1 : sizeof(float));
+      add(at.state, at.start, n, 1);
     }
     const int64_t asks = 2 * states + 1;  // with each state's opening and closing, and in between
     lines_ = ceil_div(bytes_, 64 * asks);
@@ -352,11 +352,11 @@ void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* 
                                      const Hyperparameters& hyperparameters, Stream) {
   const Encoder8<V> encode1(qmap1);
   if (qmap2 == nullptr) {
-    const StateMaps<V> maps{{qmap1, nullptr}, {&encode1, nullptr}};
+    const StateMaps<V> maps{{V::table256(qmap1), {}}, {&encode1, nullptr}};
     return optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
   }
   const Encoder8<V> encode2(qmap2);
-  const StateMaps<V> maps{{qmap1, qmap2}, {&encode1, &encode2}};
+  const StateMaps<V> maps{{V::table256(qmap1), V::table256(qmap2)}, {&encode1, &encode2}};
   optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
 }
 

@@ -20,21 +20,19 @@ class Encoder8 {
   explicit Encoder8(const float* code) {
     for (int i = 0; i < 255; ++i) bounds_[i] = (code[i] + code[i + 1]) / 2.0f;
     bounds_[255] = 3.0e38f;
-    int index = 0;
-    for (int cell = 0; cell < 2 * kCells; ++cell) {
-      const int first = index;
-      const float upper = upper_edge(cell);
-      const bool closed = cell < kCells - 1;  // a negative cell holds its upper edge
-      while (index < 255 && (bounds_[index] < upper || (closed && bounds_[index] == upper)))
-        ++index;
-      const int inside = index - first;
+    int cell = 0;
+    for (int i = 0; i < 255;) {
+      const int first = i, at = cell_of(bounds_[i]);
+      for (; cell < at; ++cell) cells_[cell] = entry(first, 0xffff);
+      while (i < 255 && cell_of(bounds_[i]) == at) ++i;
+      const int inside = i - first;
       if (inside > steps_) steps_ = inside;
       // A cell at the ends or around zero holds more than one pattern of the top bits.
-      const bool merged = cell % kCells == 0 || cell % kCells == kCells - 1;
-      if (inside > 1 || (inside == 1 && merged)) one_boundary_ = false;
-      const uint32_t low = inside == 0 ? 0xffffu : order(float_bits(bounds_[first])) & 0xffffu;
-      cells_[cell] = static_cast<int32_t>(static_cast<uint32_t>(first) << 16 | low);
+      const bool merged = at % kCells == 0 || at % kCells == kCells - 1;
+      if (inside > 1 || merged) one_boundary_ = false;
+      cells_[cell++] = entry(first, order(float_bits(bounds_[first])) & 0xffffu);
     }
+    for (; cell < 2 * kCells; ++cell) cells_[cell] = entry(255, 0xffff);
   }
 
   BNBX_MEMBER typename V::I32 operator()(typename V::F32 x) const {
@@ -43,11 +41,11 @@ class Encoder8 {
     const I32 sign = V::template shift_right<31>(bits);
     const I32 top = V::template shift_right<16>(V::abs_bits(x)) + I32(-kSmallest);
     const I32 cell = (V::min(V::max(top, I32(0)), I32(kCells - 1)) ^ sign) + I32(kCells);
-    const I32 entry = V::gather(cells_, cell);
-    I32 index = V::template shift_right<16>(entry);
+    const I32 found = V::gather(cells_, cell);
+    I32 index = V::template shift_right<16>(found);
     if (one_boundary_) {
       const I32 low = I32(0xffff);
-      return index + V::where_greater((bits ^ sign) & low, entry & low, 1);
+      return index + V::where_greater((bits ^ sign) & low, found & low, 1);
     }
     for (int i = 0; i < steps_; ++i) {
       index = index + V::where_greater(x, V::gather(bounds_, index), 1);
@@ -63,12 +61,14 @@ class Encoder8 {
   static uint32_t order(uint32_t bits) { return (bits & 0x80000000u) != 0 ? ~bits : bits; }
 
   // Cells ascend: negative values first, by falling magnitude, then positive ones.
-  static float upper_edge(int cell) {
-    if (cell == 2 * kCells - 1) return 3.0e38f;
-    if (cell == kCells - 1) return 0.0f;
-    const int magnitude = cell < kCells ? kCells - 1 - cell : cell + 1 - kCells;
-    const float edge = bits_float(static_cast<uint32_t>(magnitude + kSmallest) << 16);
-    return cell < kCells ? -edge : edge;
+  static int cell_of(float x) {
+    const int top = static_cast<int>(float_bits(x) >> 16 & 0x7fffu) - kSmallest;
+    const int magnitude = top < 0 ? 0 : top < kCells ? top : kCells - 1;
+    return x < 0.0f ? kCells - 1 - magnitude : kCells + magnitude;
+  }
+
+  static int32_t entry(int index, uint32_t low) {
+    return static_cast<int32_t>(static_cast<uint32_t>(index) << 16 | low);
   }
 
   float bounds_[256];

@@ -1,10 +1,11 @@
-// The vector vocabulary on AVX-512 F, BW, DQ and VL. vec_scalar.h says what each word means.
+// The vector vocabulary on AVX-512 F, BW, CD, DQ and VL. vec_scalar.h says what each word means.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
+#include "avx/table256_avx512.h"
 #include "common/types.h"
 
 namespace bnbx {
@@ -78,6 +79,13 @@ struct Vec {
   static Table16 table16(const float* entries) { return {_mm512_loadu_ps(entries)}; }
   static F32 lookup(const Table16& table, I32 index) {
     return _mm512_permutexvar_ps(index.v, table.entries);
+  }
+
+  using Table256 = avx512::Table256;
+  static Table256 table256(const float* entries) { return avx512::table256(entries); }
+  static F32 lookup(const Table256& table, I32 index) {
+    if (table.dynamic) return dynamic_entry(table, index.v);
+    return gather(table.entries, index);
   }
 
   static F32 load(const float* p) { return _mm512_loadu_ps(p); }
