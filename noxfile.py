@@ -6,6 +6,7 @@ reused; the compiled kernels are kept under build/.
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,6 +23,10 @@ OP_TESTS = "tests/ops"
 #: Pythons that the one wheel must load on, beside the one that runs nox; absent ones are skipped.
 OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WHEEL_LIMIT = 3_000_000
+#: What the session aarch64 runs -> the Debian package that has it.
+AARCH64_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
+#: Processors for qemu to emulate -> the best instruction set of each.
+AARCH64_PROCESSORS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod"}
 
 
 def install(session: nox.Session, group: str, *build_options: str) -> None:
@@ -29,6 +34,18 @@ def install(session: nox.Session, group: str, *build_options: str) -> None:
     # The group pins torch, so it comes first: bnbx alone would bring the newest release.
     session.install(*nox.project.dependency_groups(PYPROJECT, group))
     session.install(*build_options, ".")
+
+
+def need(session: nox.Session, tools: dict[str, str]) -> None:
+    """Install the Debian packages of programs that are missing, or stop and name them."""
+    missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
+    if not missing:
+        return
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        session.error(f"not on this machine: run `apt-get install {' '.join(missing)}` as root")
+    apt = ("apt-get", "-qq", "-y")
+    session.run(*apt, "update", external=True)
+    session.run(*apt, "install", *missing, external=True, env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
 @nox.session
@@ -69,6 +86,20 @@ def asan(session: nox.Session) -> None:
     # What UBSan says of a fault must not be lost in pytest's capture of the file descriptor.
     pytest = ("python", "-m", "pytest", "--capture=sys")
     session.run(*pytest, OP_TESTS, "tests/functional", *session.posargs, env=env)
+
+
+@nox.session
+def aarch64(session: nox.Session) -> None:
+    """Build the kernels for 64-bit Arm and run their C++ tests on processors that qemu emulates."""
+    need(session, AARCH64_TOOLS)
+    session.install("cmake>=3.24", "ninja")
+    session.run("cmake", "--preset=aarch64", "-GNinja")
+    session.run("cmake", "--build", "--preset=aarch64")
+    for processor, isa in AARCH64_PROCESSORS.items():
+        # A name that bnbx does not find on the processor fails the tests; an instruction that the
+        # processor lacks ends them.
+        env = {"QEMU_CPU": processor, "BNBX_FORCE_ISA": isa}
+        session.run("ctest", "--preset=aarch64", env=env)
 
 
 @nox.session

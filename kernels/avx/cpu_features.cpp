@@ -1,5 +1,6 @@
 #include "avx/cpu_features.h"
 
+#include <cstddef>
 #include <cstdint>
 
 #ifdef BNBX_X86
@@ -86,3 +87,28 @@ bool cpu_has_amx() {
 
 }  // namespace bnbx
 #endif  // BNBX_X86
+
+#ifdef BNBX_NEON
+#ifdef __linux__
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+namespace bnbx {
+
+bool cpu_has_neon_dotprod() {
+#ifdef __linux__
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found != 0;
+#else
+  return false;  // no way to ask is known here
+#endif
+}
+
+}  // namespace bnbx
+#endif  // BNBX_NEON

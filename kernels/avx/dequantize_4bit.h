@@ -15,9 +15,10 @@ static inline float scale_of(const BlockScales& scales, int64_t i) {
 }
 
 // Decodes the elements [begin, end) of a packed tensor; a row may start in the middle of a byte.
+// The table is a value, which stays in registers; behind a reference the stores might change it.
 template <class V, class T>
 static inline void decode_4bit(const uint8_t* packed, const BlockScales& scales,
-                               const typename V::Table16& table, const float* values, int64_t begin,
+                               typename V::Table16 table, const float* values, int64_t begin,
                                int64_t end, T* out) {
   for (int64_t i = begin; i < end;) {
     const int64_t block = i / scales.blocksize;

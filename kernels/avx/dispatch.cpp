@@ -26,6 +26,10 @@ const Implementation kImplementations[] = {
     {"avx512", &cpu_has_avx512, &avx512::kTable},
     {"avx2", &cpu_has_avx2, &avx2::kTable},
 #endif
+#ifdef BNBX_NEON
+    {"neon_dotprod", &cpu_has_neon_dotprod, &neon_dotprod::kTable},
+    {"neon", [] { return true; }, &neon::kTable},
+#endif
     {"scalar", [] { return true; }, &scalar::kTable},
 };
 

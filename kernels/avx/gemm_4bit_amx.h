@@ -27,7 +27,7 @@ struct Panel {
 };
 
 static inline Panel panel_for(const Product4& p) {
-  if (p.M <= 128) return {32, 128};
+  if (p.M <= 128) return {32, kMaxDepth};
   const int64_t threads = thread_count();
   const int64_t panels_per_thread = ceil_div(p.N, threads * 256);
   return {ceil_div(p.N, threads * panels_per_thread * 32) * 32, kMaxDepth};

@@ -1,9 +1,8 @@
 // AVX-512 with VBMI, VNNI and BF16, and AMX tiles for products of more than a few rows.
+#include "avx/avx512_table.h"
 #include "avx/gemm_4bit_amx.h"
 #include "avx/gemm_4bit_transposed_amx.h"
-#include "avx/gemv_4bit_bf16.h"
 #include "avx/int8_product_amx.h"
-#include "avx/kernels_of.h"
 #include "avx/vec_avx512.h"
 
 namespace bnbx {
@@ -16,7 +15,7 @@ static void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t 
                       const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
                       Stream stream) {
   const cpu::Product4 product{A, dtype, M, N, K, B, scales, quant_type, bias, out};
-  if (cpu::gemv_4bit_bf16<Vec>(product) || cpu::gemm_4bit_amx<Vec>(product)) return;
+  if (cpu::gemv_4bit_int16<Vec>(product, 4) || cpu::gemm_4bit_amx<Vec>(product)) return;
   cpu::gemm_4bit<Vec>(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
 }
 
@@ -29,7 +28,7 @@ static void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t 
 }
 
 static constexpr KernelTable make_table() {
-  KernelTable table = cpu::table_of<Vec>();
+  KernelTable table = cpu::avx512_table_of<Vec>();
   table.gemm_4bit = &gemm_4bit;
   table.gemm_4bit_transposed = &gemm_4bit_transposed;
   table.int8_linear_matmul = &cpu::int8_linear_matmul<Vec, cpu::TileProduct<Vec>>;

@@ -40,5 +40,11 @@ extern const KernelTable kTable;
 namespace amx {
 extern const KernelTable kTable;
 }
+namespace neon {
+extern const KernelTable kTable;
+}
+namespace neon_dotprod {
+extern const KernelTable kTable;
+}
 
 }  // namespace bnbx

@@ -24,7 +24,7 @@ class Chunks {
  public:
   static constexpr int64_t kSize = 16 * kOptimizerBlocksize;
 
-  Chunks(const ParameterUpdate* parameters, int64_t count)
+  BNBX_MEMBER Chunks(const ParameterUpdate* parameters, int64_t count)
       : parameters_(parameters), count_(count), first_(allocate<int64_t>(count + 1)) {
     first_[0] = 0;
     for (int64_t i = 0; i < count; ++i) {
@@ -33,11 +33,11 @@ class Chunks {
   }
 
   // Number of the first chunk of a parameter; of all chunks for the one past the last.
-  int64_t first(int64_t parameter) const { return first_[parameter]; }
+  BNBX_MEMBER int64_t first(int64_t parameter) const { return first_[parameter]; }
 
   // Calls f(chunk, parameter, start, n) for every block of every chunk, in order within a chunk.
   template <class Function>
-  void for_each_block(Function&& f) const {
+  BNBX_MEMBER void for_each_block(Function&& f) const {
     parallel_for(first_[count_], 2, [&](int64_t chunk, int64_t end) {
       int64_t i = 0;
       for (; chunk < end; ++chunk) {
@@ -63,6 +63,8 @@ struct StateMaps {
   const float* code[2];
   const Encoder8<V>* encode[2];
 };
+
+static inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 // One block of a parameter as floats, in the tensors themselves or in the buffers. A last, partial
 // vector is whole here; its other lanes are zero.
@@ -105,7 +107,7 @@ struct StateBlock {
   int64_t start, number;  // of the block, in elements and in blocks
   int map;
 
-  StateBlock(const ParameterUpdate& u, int k, int64_t block_start)
+  BNBX_MEMBER StateBlock(const ParameterUpdate& u, int k, int64_t block_start)
       : state(k == 1 ? u.state2 : u.state1),
         absmax(k == 1 ? u.absmax2 : u.absmax1),
         start(k == 2 ? u.numel + block_start : block_start),
@@ -115,9 +117,54 @@ struct StateBlock {
   }
 };
 
+// Asks for the memory of a later block, a few lines at a time, so that it arrives while this block
+// is worked on: the processor does not foresee what comes after a while in buffers, or on the next
+// page, and more requests than it can keep open would hold up its other loads.
+class Ahead {
+ public:
+  BNBX_MEMBER Ahead(const ParameterUpdate& u, int states, bool codes, int64_t block_start) {
+    const int64_t start = block_start + kBlocks * kOptimizerBlocksize;
+    if (start >= u.numel) return;
+    const int64_t n = smaller(kOptimizerBlocksize, u.numel - start);
+    add(u.g, start, n, size_of(u.g_dtype));
+    add(u.p, start, n, size_of(u.p_dtype));
+    for (int k = 0; k < states; ++k) {
+      const StateBlock at(u, k, start);
+      add(at.state, at.start, n, codes ? 1 : sizeof(float));
+    }
+    const int64_t asks = 2 * states + 1;  // with each state's opening and closing, and in between
+    lines_ = ceil_div(bytes_, 64 * asks);
+  }
+
+  BNBX_MEMBER void ask() {
+    for (int64_t line = 0; line < lines_ && current_ < count_; ++line) {
+      Range& range = ranges_[current_];
+      prefetch(range.next);
+      range.next += 64;
+      if (range.next >= range.end) ++current_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kBlocks = 3;
+
+  struct Range {
+    const char *next, *end;
+  };
+
+  BNBX_MEMBER void add(const void* base, int64_t start, int64_t n, int64_t size) {
+    const char* p = static_cast<const char*>(base) + start * size;
+    ranges_[count_++] = {p, p + n * size};
+    bytes_ += n * size;
+  }
+  Range ranges_[5];
+  int count_ = 0, current_ = 0;
+  int64_t bytes_ = 0, lines_ = 0;  // of all ranges; of one call to ask()
+};
+
 template <class V>
 static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
-                       int64_t start, int64_t n, Block<V>& block) {
+                       int64_t start, int64_t n, Block<V>& block, Ahead& ahead) {
   with_type(u.g_dtype, [&](auto type) {
     auto* g = static_cast<const decltype(type)*>(u.g) + start;
     block.g = as_floats<V>(const_cast<decltype(type)*>(g), n, block.buffers[3]);
@@ -127,12 +174,14 @@ static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>*
   });
   for (int k = 0; k < states; ++k) {
     const StateBlock at(u, k, start);
+    ahead.ask();
     if (maps == nullptr) {
       block.states[k] = as_floats<V>(static_cast<float*>(at.state) + at.start, n, block.buffers[k]);
     } else {
       const uint8_t* codes = static_cast<const uint8_t*>(at.state) + at.start;
       block.states[k] = block.buffers[k];
-      dequantize_blockwise_block<V>(codes, at.absmax[at.number], n, maps->code[at.map], block.states[k]);
+      dequantize_blockwise_block<V>(codes, at.absmax[at.number], n, maps->code[at.map],
+                                    block.states[k]);
       clear_tail<V>(block.states[k], n);
     }
   }
@@ -140,24 +189,25 @@ static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>*
 
 template <class V>
 static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
-                        int64_t start, int64_t n, const Block<V>& block) {
+                        int64_t start, int64_t n, const Block<V>& block, Ahead& ahead) {
   with_type(u.p_dtype, [&](auto type) {
     from_floats<V>(block.p, n, static_cast<decltype(type)*>(u.p) + start);
   });
   for (int k = 0; k < states; ++k) {
     const StateBlock at(u, k, start);
+    ahead.ask();
     if (maps == nullptr) {
       from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
     } else {
       uint8_t* codes = static_cast<uint8_t*>(at.state) + at.start;
-      at.absmax[at.number] = quantize_blockwise_block<V>(
-          static_cast<const float*>(block.states[k]), n, *maps->encode[at.map], codes);
+      at.absmax[at.number] = quantize_blockwise_block<V>(static_cast<const float*>(block.states[k]),
+                                                         n, *maps->encode[at.map], codes);
     }
   }
 }
 
-// One block's update; `scale` makes it shorter.
-template <class V, class Rule>
+// One block's update, in the arithmetic of F; `scale` makes it shorter.
+template <class V, class F, class Rule>
 static inline void update_block(const Rule& rule, const Hyperparameters& hyperparameters,
                                 float scale, int64_t n, Block<V>& block) {
   using F32 = typename V::F32;
@@ -167,9 +217,9 @@ static inline void update_block(const Rule& rule, const Hyperparameters& hyperpa
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     const F32 p = V::load(block.p + i);
-    F32 states[Rule::kStates];
+    F states[Rule::kStates];
     for (int k = 0; k < Rule::kStates; ++k) states[k] = V::load(block.states[k] + i);
-    const F32 direction = rule(g, p, states);
+    const F32 direction = rule(F(g), F(p), states);
     F32 new_p = p * decay - direction * step_size;
     if (skip_zeros) {
       new_p = V::where_zero(g, p, new_p);
@@ -224,7 +274,8 @@ static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, 
   chunks.for_each_block([&](int64_t chunk, int64_t i, int64_t start, int64_t n) {
     Block<V> block;
     alignas(64) float directions[kOptimizerBlocksize];
-    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
+    Ahead ahead(parameters[i], Rule::kStates, maps != nullptr, start);
+    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block, ahead);
     directions_of_block<V>(rules[i], hyperparameters, n, block, directions);
     sums[chunk].p += sum_of_squares<V>(block.p, n);
     sums[chunk].directions += sum_of_squares<V>(directions, n);
@@ -258,9 +309,15 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
   }
   chunks.for_each_block([&](int64_t, int64_t i, int64_t start, int64_t n) {
     Block<V> block;
-    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
-    update_block<V>(rules[i], hyperparameters, scales[i], n, block);
-    close_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
+    Ahead ahead(parameters[i], Rule::kStates, maps != nullptr, start);
+    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block, ahead);
+    ahead.ask();
+    if (maps == nullptr) {
+      update_block<V, typename V::F32>(rules[i], hyperparameters, scales[i], n, block);
+    } else {  // 8-bit states have lost more than the last place of a float
+      update_block<V, typename V::Quick>(rules[i], hyperparameters, scales[i], n, block);
+    }
+    close_block<V>(parameters[i], Rule::kStates, maps, start, n, block, ahead);
   });
 }
 

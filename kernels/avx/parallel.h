@@ -23,7 +23,7 @@ static inline int64_t thread_count() {
 // Calls f(begin, end) on ranges that cover [0, n), one range a thread, none shorter than `grain`
 // unless n is. f may throw std::bad_alloc, and nothing else.
 template <class Function>
-static inline void parallel_for(int64_t n, int64_t grain, Function&& f) {
+static inline void parallel_for(int64_t n, [[maybe_unused]] int64_t grain, Function&& f) {
   if (n <= 0) return;
 #ifdef _OPENMP
   int64_t threads = (n + grain - 1) / grain;

@@ -37,7 +37,7 @@ class Encoder8 {
     }
   }
 
-  typename V::I32 operator()(typename V::F32 x) const {
+  BNBX_MEMBER typename V::I32 operator()(typename V::F32 x) const {
     using I32 = typename V::I32;
     const I32 bits = V::bits(x);
     const I32 sign = V::template shift_right<31>(bits);

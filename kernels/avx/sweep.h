@@ -20,6 +20,15 @@ static inline void with_type(DType dtype, Function&& f) {
   }
 }
 
+// Asks for a cache line to be brought into the second-level cache.
+static inline void prefetch(const void* p) {
+#ifdef __GNUC__
+  __builtin_prefetch(p, 0, 2);
+#else
+  (void)p;
+#endif
+}
+
 struct Full {};  // all lanes of a vector are in use
 struct Partial {
   int lanes;  // only the first ones are

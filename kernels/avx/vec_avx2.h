@@ -42,6 +42,7 @@ static inline F32 sign(F32 a) {
 
 struct Vec {
   using F32 = avx2::F32;
+  using Quick = F32;
   using I32 = avx2::I32;
   static constexpr int kWidth = 8;
   static constexpr int kTileRows = 2;

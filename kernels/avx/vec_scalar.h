@@ -76,6 +76,8 @@ static inline F32 sign(F32 a) {
 
 struct Vec {
   using F32 = scalar::F32;
+  // Floats whose quotients and roots may be off by one in the last place, where that is faster.
+  using Quick = F32;
   using I32 = scalar::I32;
   static constexpr int kWidth = 8;
   // Rows of A that a product holds in registers at a time, with four rows of B.

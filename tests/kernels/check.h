@@ -29,7 +29,9 @@ inline void check(bool holds, const char* condition, const char* file, int line)
 #define CHECK(condition) ::bnbx::test::check(condition, #condition, __FILE__, __LINE__)
 
 inline int result() {
-  std::printf("%d failures\n", failures);
+  std::printf("%d failures on", failures);
+  for (const std::string& name : available_isas()) std::printf(" %s", name.c_str());
+  std::printf("\n");
   return failures == 0 ? 0 : 1;
 }
 

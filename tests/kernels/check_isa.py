@@ -2,7 +2,8 @@
 
 A processor without AVX-512 must be able to run everything but the files built for AVX-512: no other
 file may hold such an instruction, and no two files may define the same inline function, of which
-the linker keeps one, perhaps the one that the processor cannot run.
+the linker keeps one, perhaps the one that the processor cannot run. The same holds on Arm for what
+came after the first 64-bit processors.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import sys
 from pathlib import Path
 
 SKIPPED = 77
-INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+)\s*\t(\S+)")
+#: The encoding, byte by byte on x86 and as one word on Arm, and the mnemonic.
+INSTRUCTION = re.compile(r"^\s*[0-9a-f]+:\t((?:[0-9a-f]{2} )+|[0-9a-f]{8})\s*\t(\S+)")
 #: Segment and address-size prefixes, which may stand in front of an instruction's encoding.
 PREFIXES = {"26", "2e", "36", "3e", "64", "65", "67"}
 ENCODINGS = {"c4": "VEX", "c5": "VEX", "62": "EVEX"}
@@ -24,15 +26,27 @@ ENCODINGS = {"c4": "VEX", "c5": "VEX", "62": "EVEX"}
 MASKS = r"k(add|and|andn|mov|not|or|ortest|shift[lr]|test|unpck\w\w|xnor|xor)[bwdq]"
 TILES = r"(tile|tdp|ldtilecfg|sttilecfg)\w*"
 DEEP_LEARNING = r"(vpdp|vdpbf16|vcvtne|vpermb|vperm[it]2b|vpmultishiftqb)\w*"
+
+DOT_PRODUCTS = r"[su]dot"
+#: bf16, products of int8 matrices, the atomics of Armv8.1, SVE: no kernel asks for these yet.
+BEYOND_DOT_PRODUCTS = (
+    r"bf(cvt|dot|ml|mm)\w*|(us|su)dot|[su]{1,2}mmla|"
+    r"(cas|swp|(ld|st)(add|clr|eor|set|[su]max|[su]min))(a|l|al|p)*[bh]?|"
+    r"ptrue|while\w+|(ld|st)n?t?1[bhwd]|(cnt|inc)[bhwd]|rdvl|addvl|movprfx"
+)
+ARM = f"{DOT_PRODUCTS}|{BEYOND_DOT_PRODUCTS}"
+
 #: Object file -> encodings and mnemonics that it must not hold.
 FORBIDDEN = {
-    "cpu_features": ({"VEX", "EVEX"}, TILES),
-    "dispatch": ({"VEX", "EVEX"}, TILES),
-    "isa_scalar": ({"VEX", "EVEX"}, TILES),
+    "cpu_features": ({"VEX", "EVEX"}, f"{TILES}|{ARM}"),
+    "dispatch": ({"VEX", "EVEX"}, f"{TILES}|{ARM}"),
+    "isa_scalar": ({"VEX", "EVEX"}, f"{TILES}|{ARM}"),
     "isa_avx2": ({"EVEX"}, f"{MASKS}|{TILES}|{DEEP_LEARNING}"),
     "isa_avx512": (set(), f"{TILES}|{DEEP_LEARNING}"),
     "isa_avx512bf16": (set(), TILES),
     "isa_amx": (set(), r"(?!)"),
+    "isa_neon": (set(), ARM),
+    "isa_neon_dotprod": (set(), BEYOND_DOT_PRODUCTS),
 }
 
 

@@ -22,8 +22,8 @@ std::vector<std::vector<float>> codebooks() {
 
 template <class T>
 void test_quantize(int64_t n, int64_t blocksize, const std::vector<float>& code,
-                   int64_t bad_element) {
-  std::vector<T> values = random_normal<T>(n);
+                   int64_t bad_element, float scale = 1.0f) {
+  std::vector<T> values = random_normal<T>(n, scale);
   if (bad_element < n) values[bad_element] = rounded<T>(std::numeric_limits<float>::quiet_NaN());
   std::vector<uint8_t> codes(n);
   std::vector<float> absmax(blocks_of(n, blocksize), -1.0f);
@@ -99,6 +99,7 @@ void test_all() {
           test_dequantize<T>(n, blocksize, code);
         }
       }
+      for (float scale : {0.0f, 1e-40f, 1e30f}) test_quantize<T>(1001, 64, code, 500, scale);
     });
     test_ties(code);
   }

@@ -16,9 +16,10 @@ int code_at(const std::vector<uint8_t>& packed, int64_t i) {
 }
 
 template <class T>
-void test_quantize(int64_t n, int64_t blocksize, QuantType quant_type, int64_t bad_element) {
+void test_quantize(int64_t n, int64_t blocksize, QuantType quant_type, int64_t bad_element,
+                   float scale = 1.0f) {
   const float* table = table_of(quant_type);
-  std::vector<T> values = random_normal<T>(n);
+  std::vector<T> values = random_normal<T>(n, scale);
   if (bad_element < n) values[bad_element] = rounded<T>(std::numeric_limits<float>::infinity());
   std::vector<uint8_t> packed((n + 1) / 2, 0xaa);
   std::vector<float> absmax(blocks_of(n, blocksize), -1.0f);
@@ -144,6 +145,27 @@ void test_products(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t n
   test_gemm_transposed<T>(M, N, K, blocksize, nested_blocksize, quant_type);
 }
 
+// A NaN among the activations takes the outputs of its row, a NaN among the scales, here the last,
+// those of its column; the rest is as without them.
+template <class T>
+void test_not_finite(int64_t M, int64_t N, int64_t K, QuantType quant_type) {
+  auto A = random_normal<T>(M * K);
+  Weight weight(N, K, 64, 0);
+  std::vector<T> clean(M * N), out(M * N);
+  const auto product = [&](std::vector<T>& result) {
+    gemm_4bit(A.data(), dtype_of<T>(), M, N, K, weight.packed.data(), weight.scales, quant_type,
+              nullptr, result.data(), nullptr);
+  };
+  product(clean);
+  A.back() = rounded<T>(std::numeric_limits<float>::quiet_NaN());
+  weight.absmax.back() = std::numeric_limits<float>::quiet_NaN();
+  product(out);
+  for (int64_t i = 0; i < M * N; ++i) {
+    const bool lost = i / N == M - 1 || i % N == N - 1;
+    CHECK(lost ? std::isnan(number(out[i])) : number(out[i]) == number(clean[i]));
+  }
+}
+
 void test_all() {
   for (QuantType quant_type : kQuantTypes) {
     for_each_type([&](auto type) {
@@ -155,6 +177,8 @@ void test_all() {
           test_dequantize<T>(n, blocksize, quant_type);
         }
       }
+      for (float scale : {0.0f, 1e-40f, 1e30f}) test_quantize<T>(1001, 64, quant_type, 500, scale);
+      for (int64_t M : {1, 3, 17}) test_not_finite<T>(M, 5, 192, quant_type);
       for (int64_t M : {0, 1, 2, 3, 5, 17}) test_products<T>(M, 7, 70, 64, 0, quant_type);
       for (int64_t M : {1, 2, 3, 4, 17}) test_products<T>(M, 7, 192, 64, 5, quant_type);
       for (int64_t N : {0, 1, 4, 33}) test_products<T>(3, N, 129, 32, 256, quant_type);

@@ -76,6 +76,44 @@ void test_dequant(int64_t rows, int64_t columns) {
   }
 }
 
+// A value that is not finite takes the scales of its row and its column, and their codes are zero.
+// With a threshold an infinity is an outlier, and takes nothing but its own code.
+template <class T>
+void test_not_finite(int64_t columns, float threshold, float bad) {
+  const int64_t rows = 3;
+  auto A = random_normal<T>(rows * columns);
+  A[columns + columns / 2] = rounded<T>(bad);  // in row 1
+  std::vector<int8_t> by_row(rows * columns, 9), by_column(rows * columns, 9);
+  std::vector<float> row_stats(rows), col_stats(columns);
+  std::vector<uint8_t> outliers(columns);
+  int8_double_quant(A.data(), dtype_of<T>(), rows, columns, threshold, by_row.data(),
+                    by_column.data(), row_stats.data(), col_stats.data(),
+                    threshold > 0.0f ? outliers.data() : nullptr, nullptr);
+  const bool outlier = threshold > 0.0f && std::isinf(bad);
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    const bool bad_row = i / columns == 1, bad_column = i % columns == columns / 2;
+    CHECK(std::isnan(row_stats[i / columns]) == (bad_row && !outlier));
+    CHECK(std::isnan(col_stats[i % columns]) == (bad_column && !outlier));
+    if ((bad_row && !outlier) || (bad_column && outlier)) CHECK(by_row[i] == 0);
+    if (bad_column && (bad_row || !outlier)) CHECK(by_column[i] == 0);
+  }
+}
+
+// Codes half-way between two integers are even. An absmax of 127 makes codes of the values.
+void test_ties() {
+  std::vector<float> row = {127.0f};
+  for (int i = -127; i < 127; ++i) row.push_back(static_cast<float>(i) + 0.5f);
+  const auto n = static_cast<int64_t>(row.size());
+  std::vector<int8_t> codes(n);
+  float absmax = 0.0f;
+  int8_vectorwise_quant(row.data(), DType::kFloat32, 1, n, 0.0f, codes.data(), &absmax, nullptr,
+                        nullptr);
+  for (int64_t i = 1; i < n; ++i) {
+    CHECK(codes[i] % 2 == 0);
+    CHECK(std::fabs(number(row[i]) - codes[i]) == 0.5);
+  }
+}
+
 struct Operands {
   int64_t M, N, K;
   std::vector<int8_t> A, B;
@@ -99,6 +137,19 @@ struct Operands {
     return sums[i] * number(row_stats[i / N]) * number(col_stats[i % N]) / (127.0 * 127.0);
   }
 };
+
+// The largest products, of which two do not fit 16 bits and 2^17 do not fit 31.
+void test_extremes(int64_t K) {
+  const int64_t M = 3, N = 5;
+  for (int8_t a : {-128, 127}) {
+    for (int8_t b : {-128, 127}) {
+      const std::vector<int8_t> A(M * K, a), B(N * K, b);
+      std::vector<int32_t> sums(M * N);
+      int8_linear_matmul(A.data(), B.data(), M, N, K, sums.data(), nullptr);
+      for (int32_t sum : sums) CHECK(sum == K * a * b);
+    }
+  }
+}
 
 template <class T, class U>
 void test_epilogues(const Operands& x, bool with_bias) {
@@ -181,11 +232,19 @@ void test_all() {
       }
     }
     test_quant<T>(301, 130, 3.0f);
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (int64_t columns : {1, 8, 33, 70}) {
+      for (float bad : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {
+        for (float threshold : {0.0f, 6.0f}) test_not_finite<T>(columns, threshold, bad);
+      }
+    }
   });
+  test_ties();
   for (int64_t columns : {0, 1, 7, 16, 33, 70}) test_dequant(5, columns);
   for (int64_t M : {0, 1, 3, 17}) test_products(M, 7, 70);
   for (int64_t N : {0, 1, 4, 33}) test_products(3, N, 65);
   for (int64_t K : {0, 1, 15, 64, 1027}) test_products(2, 5, K);
+  for (int64_t K : {16, 64, 1027, 70000}) test_extremes(K);
   test_products(33, 65, 300);
   test_products(17, 290, 64);
   test_products(9, 40, 1100);

@@ -109,6 +109,23 @@ void test_vector_rounding(const std::vector<float>& values, const std::vector<do
   }
 }
 
+// NaN stays NaN, whatever bits it carries: rounding up the largest would make a zero of it.
+template <class T>
+void test_vector_nan() {
+  const uint32_t patterns[] = {0x7fc00000, 0x7fffffff, 0xffffffff, 0x7f800001, 0xff80ffff};
+  std::vector<float> code(256);
+  std::vector<uint8_t> codes(256);
+  for (int i = 0; i < 256; ++i) {
+    code[i] = bits_float(patterns[i % 5]);
+    codes[i] = static_cast<uint8_t>(i);
+  }
+  const float one = 1.0f;
+  std::vector<T> out(256);
+  dequantize_blockwise(codes.data(), &one, 256, code.data(), 256, out.data(), dtype_of<T>(),
+                       nullptr);
+  for (T x : out) CHECK(std::isnan(number(x)));
+}
+
 // Loads through a kernel: the absmax of rows of one pattern each.
 template <class T>
 void test_vector_loads() {
@@ -137,6 +154,7 @@ void test_type() {
   CHECK(std::isnan(to_float(rounded<T>(bits_float(0x7f800001u)))));
   for_each_isa([&] {
     test_vector_rounding<T>(values, ordered);
+    test_vector_nan<T>();
     test_vector_loads<T>();
   });
 }

@@ -69,6 +69,54 @@ def test_the_compute_dtype_of_the_first_input(dtype: torch.dtype) -> None:
         assert torch.equal(y, layer(x.to(layer.compute_dtype or other)).to(other))
 
 
+@pytest.mark.parametrize("input_dtype", DTYPES)
+@pytest.mark.parametrize("compute_dtype", DTYPES)
+def test_autocast_leaves_a_compute_dtype_alone(
+    compute_dtype: torch.dtype, input_dtype: torch.dtype, device: str
+) -> None:
+    layer = LinearNF4(64, 8, compute_dtype=compute_dtype).to(device)
+    x = torch.randn(3, 64, device=device).to(input_dtype).requires_grad_()
+    expected = layer(x)
+    (gradient,) = torch.autograd.grad(expected.float().square().sum(), x)
+    with torch.autocast(device, torch.bfloat16):
+        y = layer(x)
+        (gradient_too,) = torch.autograd.grad(y.float().square().sum(), x)
+    assert y.dtype == input_dtype
+    assert torch.equal(y, expected)
+    assert torch.equal(gradient_too, gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autocast_says_what_to_compute_in_until_something_else_does(
+    dtype: torch.dtype, device: str
+) -> None:
+    layer = LinearNF4(64, 8).to(device)
+    x = torch.randn(3, 64, device=device).to(dtype)
+    for autocast in (torch.bfloat16, torch.float16):
+        with torch.autocast(device, autocast):
+            y = layer(x)
+        other = LinearNF4(64, 8, compute_dtype=autocast)
+        other.load_state_dict(layer.state_dict())
+        assert y.dtype == dtype
+        assert torch.equal(y, other.to(device)(x))
+    expected = layer(x)
+    with torch.autocast(device, torch.bfloat16):
+        y = layer(x)
+    if dtype != torch.float16:  # float16 settles nothing
+        assert torch.equal(y, expected)
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_compiled_code_follows_autocast(enabled: bool, device: str) -> None:
+    layer = LinearNF4(64, 8).to(device)
+    x = torch.randn(3, 64, device=device)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=enabled):
+        y = compiled(x)
+        assert torch.equal(y, layer(x))
+
+
 def test_the_first_release_names_work() -> None:
     names = list(inspect.signature(Linear4bit).parameters)
     assert names[:8] == [

@@ -10,7 +10,7 @@ import torch
 
 from bnbx.ops import CONTRACTS
 
-from .checks import every_isa, run, same
+from .checks import every_isa, refuses, run, same
 from .samples import SIGNED, arguments
 
 #: Operations that return the indices of outlier columns, as many as the data has.
@@ -98,6 +98,27 @@ def test_the_number_of_threads_changes_no_bit(name, isa):
             compare(results(name, given), expected)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_tensors_on_two_devices_are_refused(name):
+    given = arguments(name)
+    names = [n for n, value in given.items() if isinstance(value, torch.Tensor)]
+    if "p" in given:  # lists of tensors: tests/ops/test_optimizer_update_*.py
+        names.insert(0, "p")
+    for argument in names[1:]:
+        refuses(name, argument, **{argument: given[argument].to("meta")})
+    if isinstance(given[names[0]], torch.Tensor) and len(names) > 1:
+        refuses(name, names[1], **{names[0]: given[names[0]].to("meta")})
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(name, dtype):
+    given = arguments(name, dtype=dtype)
+    expected = results(name, given)
+    with torch.autocast("cpu", torch.float16):
+        compare(results(name, given), expected)
 
 
 @pytest.mark.parametrize("name", CONTRACTS)

@@ -115,6 +115,7 @@ WRONG = [
     ("A", {"A": torch.ones(3, 70, dtype=torch.int8)}),
     ("A", {"A": torch.ones(3, 71)}),
     ("A", {"A": torch.tensor(1.0)}),
+    ("A", {"A": torch.zeros(1, 2**17), "CB": torch.zeros(5, 2**17, dtype=torch.int8)}),
     ("CB", {"CB": torch.ones(5, 70, dtype=torch.uint8)}),
     ("CB", {"CB": torch.ones(350, dtype=torch.int8)}),
     ("CB", {"CB": torch.ones(5, 70, dtype=torch.int8, device="meta")}),

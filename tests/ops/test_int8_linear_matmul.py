@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.ops import MAX_INT8_DEPTH
 
 from .checks import every_isa, refuses, run, same, strided
 
@@ -38,8 +39,7 @@ def test_product(M, N, K):
 @every_isa
 @pytest.mark.parametrize(("a", "b"), [(-128, -128), (-128, 127), (127, 127), (-1, -128)])
 def test_extreme_values(a, b):
-    # The largest sum that int32 holds with every product at its largest is of 131071 products.
-    for K in (70, 4097):
+    for K in (70, 4097, MAX_INT8_DEPTH):
         A = torch.full((3, K), a, dtype=torch.int8)
         check(A, torch.full((5, K), b, dtype=torch.int8))
 
@@ -71,6 +71,7 @@ WRONG = [
     ("A", {"A": torch.ones(3, 70)}),
     ("A", {"A": torch.ones(3, 71, dtype=torch.int8)}),
     ("A", {"A": torch.tensor(1, dtype=torch.int8)}),
+    ("A", {name: torch.zeros(1, 2**17, dtype=torch.int8) for name in ("A", "B")}),
     ("B", {"B": torch.ones(5, 70, dtype=torch.uint8)}),
     ("B", {"B": torch.ones(70, dtype=torch.int8)}),
     ("B", {"B": torch.ones(1, 5, 70, dtype=torch.int8)}),

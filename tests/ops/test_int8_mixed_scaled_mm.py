@@ -110,6 +110,14 @@ WRONG = [
     ("A", {"A": torch.ones(70)}),
     ("CA", {"CA": torch.ones(3, 71, dtype=torch.int8), "A": torch.ones(3, 71)}),
     ("CA", {"CA": torch.ones(4, 70, dtype=torch.int8)}),
+    (
+        "CA",
+        {
+            "A": torch.zeros(3, 2**17),
+            "CA": torch.zeros(3, 2**17, dtype=torch.int8),
+            "CB": torch.zeros(5, 2**17, dtype=torch.int8),
+        },
+    ),
     ("CA", {"CA": torch.ones(3, 70, dtype=torch.int8, device="meta")}),
     ("CB", {"CB": torch.ones(5, 70, device="meta", dtype=torch.int8)}),
     ("CB", {"CB": torch.ones(5, 70)}),

@@ -89,6 +89,7 @@ def test_strides_do_not_matter():
 WRONG = [
     ("A", {"A": torch.ones(3, 70)}),
     ("A", {"A": torch.ones(3, 69, dtype=torch.int8)}),
+    ("A", {name: torch.zeros(1, 2**17, dtype=torch.int8) for name in ("A", "B")}),
     ("B", {"B": torch.ones(5, 70, dtype=torch.int32)}),
     ("B", {"B": torch.ones(350, dtype=torch.int8)}),
     ("B", {"B": torch.ones(5, 70, dtype=torch.int8, device="meta")}),

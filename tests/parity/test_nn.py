@@ -75,6 +75,18 @@ def test_linear4bit(dtype: torch.dtype, cls: str, nested: bool, storage: torch.d
         assert (a - b).norm() <= tolerance * a.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("compute_dtype", [None, torch.float32, torch.bfloat16])
+def test_linear4bit_under_autocast(dtype: torch.dtype, compute_dtype: torch.dtype | None) -> None:
+    settings = {"compress_statistics": False, "compute_dtype": compute_dtype}
+    theirs, ours = pair(torch.randn(48, 192), "LinearNF4", **settings)
+    x = torch.randn(5, 192).to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, y = theirs(x), ours(x)
+    assert y.dtype == expected.dtype == dtype
+    assert (y - expected).norm() <= 0.01 * expected.norm()
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("nested", [False, True])

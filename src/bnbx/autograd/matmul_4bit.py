@@ -25,7 +25,7 @@ def _multiply(
 
     The gradient of one is the other.
     """
-    if torch.is_grad_enabled() and (A.requires_grad or (bias is not None and bias.requires_grad)):
+    if (A.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
         result: Tensor = _MatMul4Bit.apply(A, B, bias, state, transposed)  # type: ignore[no-untyped-call]
         return result
     return _product(A, B, state, bias, transposed)
@@ -68,11 +68,7 @@ class _MatMul4Bit(torch.autograd.Function):
         return grad_A, None, grad_bias, None, None
 
 
-def _is_transposed(A: Tensor, state: QuantState) -> bool:
-    """Whether the weight was quantized as ``[K, N]``; a square one counts as ``[N, K]``."""
-    rows, columns = state.shape
-    if rows == columns or A.shape[-1] != rows:
-        return False
+def _warn_of_transposed(state: QuantState) -> None:
     if not torch.compiler.is_compiling():
         warnings.warn(
             f"matmul_4bit: the weight was quantized from a [K, N] tensor, {list(state.shape)}, "
@@ -80,7 +76,6 @@ def _is_transposed(A: Tensor, state: QuantState) -> bool:
             DeprecationWarning,
             stacklevel=3,
         )
-    return True
 
 
 def matmul_4bit(
@@ -121,8 +116,13 @@ def matmul_4bit(
     """
     if quant_state is None:
         raise error("quant_state", "the QuantState that quantize_4bit returned", None)
-    if len(quant_state.shape) != 2 or A.dim() < 1:
-        got = f"{tuple(quant_state.shape)} and A of shape {tuple(A.shape)}"
+    shape = quant_state.shape
+    if len(shape) != 2 or A.dim() < 1:
+        got = f"{tuple(shape)} and A of shape {tuple(A.shape)}"
         raise error("quant_state.shape", "(N, K), and A of shape (..., K)", got)
-    transposed = _is_transposed(A, quant_state)
-    return into("out", out, _multiply(A, B, quant_state, bias, transposed))
+    # A weight may have been quantized as [K, N]; a square one counts as [N, K].
+    transposed = shape[0] != shape[1] and A.shape[-1] == shape[0]
+    if transposed:
+        _warn_of_transposed(quant_state)
+    result = _multiply(A, B, quant_state, bias, transposed)
+    return result if out is None else into("out", out, result)

@@ -145,9 +145,14 @@ def matmul(
         state.threshold = threshold
     CB, SCB = _quantized(B, state)
     weight = B if state.has_fp16_weights else None  # an int8 weight gets no gradient
-    inputs = (A, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        result: Tensor = _MatMul8bitLt.apply(*inputs, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
+    wants_gradient = (
+        A.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (weight is not None and weight.requires_grad)
+    )
+    result: Tensor
+    if wants_gradient and torch.is_grad_enabled():
+        result = _MatMul8bitLt.apply(A, weight, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
     else:
         result = _int8_linear(A, CB, SCB, state.threshold, bias)
-    return into("out", out, result)
+    return result if out is None else into("out", out, result)

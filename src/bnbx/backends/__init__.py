@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import importlib
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from bnbx import ops
 from bnbx.backends import reference
@@ -15,8 +17,6 @@ from bnbx.backends.native import NativeBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,18 @@ class Backend:
 
 
 def _without_outputs(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(kernel)
+    """Return the reference's kernel, which allocates its outputs itself, without autocast.
+
+    What an operation computes in follows from its arguments. Autocast would reach the products of
+    the reference and give them another dtype than the contract says.
+    """
+
     def call(_: Any, *args: Any, **kwargs: Any) -> Any:
-        return kernel(*args, **kwargs)
+        device = next((a.device.type for a in args if isinstance(a, Tensor)), None)
+        if device is None or not torch.is_autocast_enabled(device):
+            return kernel(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return kernel(*args, **kwargs)
 
     return call
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,25 +119,29 @@ class NativeBackend:
         absmax_blocksize: int = 256,
     ) -> Tensor:
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        bias_pointer = codes = code = offset = 0
         if bias is not None:
             bias = bias.contiguous()
-        if absmax_8bit is not None and absmax_code is not None:
+            bias_pointer = bias.data_ptr()
+        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
             absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+            codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
+            offset = absmax_offset.data_ptr()
         N, K = shapeB
         self.ext.gemm_4bit(
             A.data_ptr(),
             DTYPES[A.dtype],
-            math.prod(A.shape[:-1]),
+            out.numel() // N if N else 0,
             N,
             K,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,
             QUANT_TYPES[quant_type],
-            _pointer(bias),
-            _pointer(absmax_8bit),
-            _pointer(absmax_code),
-            _pointer(absmax_offset),
+            bias_pointer,
+            codes,
+            code,
+            offset,
             absmax_blocksize,
             out.data_ptr(),
             self.stream_of(A),
@@ -160,22 +163,25 @@ class NativeBackend:
         absmax_blocksize: int = 256,
     ) -> Tensor:
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
-        if absmax_8bit is not None and absmax_code is not None:
+        codes = code = offset = 0
+        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
             absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+            codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
+            offset = absmax_offset.data_ptr()
         N, K = shapeB
         self.ext.gemm_4bit_transposed(
             A.data_ptr(),
             DTYPES[A.dtype],
-            math.prod(A.shape[:-1]),
+            out.numel() // K if K else 0,
             N,
             K,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,
             QUANT_TYPES[quant_type],
-            _pointer(absmax_8bit),
-            _pointer(absmax_code),
-            _pointer(absmax_offset),
+            codes,
+            code,
+            offset,
             absmax_blocksize,
             out.data_ptr(),
             self.stream_of(A),
@@ -394,10 +400,9 @@ class NativeBackend:
         A, CB, SCB = A.contiguous(), CB.contiguous(), SCB.contiguous()
         bias = None if bias is None else bias.contiguous()
         N, K = CB.shape
-        M = out.numel() // max(N, 1)
-        codes = torch.empty((M, K), dtype=torch.int8, device=A.device)
-        stats = torch.empty(M, dtype=torch.float32, device=A.device)
-        mask = torch.empty(K, dtype=torch.bool, device=A.device)
+        M = out.numel() // N if N else 0
+        codes, stats = A.new_empty(M, K, dtype=torch.int8), A.new_empty(M, dtype=torch.float32)
+        mask = A.new_empty(K, dtype=torch.bool) if threshold > 0.0 else None
         self.ext.int8_linear(
             A.data_ptr(),
             DTYPES[A.dtype],
@@ -411,7 +416,7 @@ class NativeBackend:
             0 if bias is None else DTYPES[bias.dtype],
             codes.data_ptr(),
             stats.data_ptr(),
-            mask.data_ptr(),
+            _pointer(mask),
             out.data_ptr(),
             self.stream_of(A),
         )

@@ -16,6 +16,7 @@ from bnbx.ops import error
 #: Blocks of the scales of nested states, part of the format.
 NESTED_BLOCKSIZE = 256
 
+# The dispatcher takes a shape as a list in half the time that it needs for a torch.Size.
 _gemm_4bit = torch.ops.bnbx.gemm_4bit.default
 _gemm_4bit_transposed = torch.ops.bnbx.gemm_4bit_transposed.default
 
@@ -208,9 +209,9 @@ def gemm_4bit(A: Tensor, B: Tensor, state: QuantState, bias: Tensor | None = Non
     ValueError
         If shapes, dtypes or devices do not fit together.
     """
-    absmax, nested = _kernel_scales(state)
+    shape, (absmax, *nested) = [*state.shape], kernel_scales(state)
     result: Tensor = _gemm_4bit(
-        A, B, state.shape, absmax, state.blocksize, state.quant_type, bias, *nested
+        A, B, shape, absmax, state.blocksize, state.quant_type, bias, *nested
     )
     return result
 
@@ -239,19 +240,19 @@ def gemm_4bit_transposed(A: Tensor, B: Tensor, state: QuantState) -> Tensor:
     ValueError
         If shapes, dtypes or devices do not fit together.
     """
-    absmax, nested = _kernel_scales(state)
+    shape, (absmax, *nested) = [*state.shape], kernel_scales(state)
     result: Tensor = _gemm_4bit_transposed(
-        A, B, state.shape, absmax, state.blocksize, state.quant_type, *nested
+        A, B, shape, absmax, state.blocksize, state.quant_type, *nested
     )
     return result
 
 
-def _kernel_scales(state: QuantState) -> tuple[Tensor, tuple[Any, ...]]:
-    """Return the ops' argument absmax, and the arguments that say how it is nested."""
+def kernel_scales(state: QuantState) -> tuple[Any, ...]:
+    """Return the ops' argument absmax and, if it is nested, the arguments that say how."""
     if not state.nested:
-        return state.absmax, ()
+        return (state.absmax,)
     state2 = state.state2
-    return state2.absmax, (state.absmax, state2.code, state.offset, state2.blocksize)
+    return state2.absmax, state.absmax, state2.code, state.offset, state2.blocksize
 
 
 def gemv_4bit(

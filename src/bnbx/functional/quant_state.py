@@ -25,6 +25,20 @@ MAX_BLOCKSIZE = 1 << 20
 MAX_NUMEL = 2**63 - 1
 
 
+def _packed_form(quant_type: str) -> Any:
+    """Return a property for the packed form by its name in a checkpoint, as FSDP looks it up."""
+    name = PACKED_PREFIX + quant_type
+
+    def read(self: QuantState) -> Tensor:
+        if self.quant_type != quant_type:
+            msg = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(msg)
+        packed: Tensor = self.as_dict(packed=True)[f"quant_state.{name}"]
+        return packed
+
+    return property(read, doc=f"The packed form of a state of type {quant_type}.")
+
+
 class QuantState:
     """The scales, codebook, shape and dtype that belong to a quantized tensor.
 
@@ -68,6 +82,10 @@ class QuantState:
         "nested_offset",
     ]
 
+    # Properties and no __getattr__, which would slow every other attribute down.
+    bitsandbytes__nf4 = _packed_form("nf4")
+    bitsandbytes__fp4 = _packed_form("fp4")
+
     def __init__(
         self,
         absmax: Tensor,
@@ -90,13 +108,6 @@ class QuantState:
         self.offset: Any = offset
         self.state2: Any = state2
         self.nested: bool = state2 is not None
-
-    def __getattr__(self, name: str) -> Any:
-        """Return the packed form by its name in a checkpoint, as FSDP looks it up."""
-        if name.startswith(PACKED_PREFIX) and name == f"{PACKED_PREFIX}{self.quant_type}":
-            return self.as_dict(packed=True)[f"quant_state.{name}"]
-        msg = f"{type(self).__name__!r} object has no attribute {name!r}"
-        raise AttributeError(msg)
 
     def __getitem__(self, idx: int | slice) -> Any:
         """Return an entry of the list that stood for a state in the first releases."""

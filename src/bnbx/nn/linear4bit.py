@@ -25,7 +25,8 @@ class Linear4bit(Module4bit, torch.nn.Linear):
     compute_dtype
         What the input is converted to before the product; the result has the input's dtype again.
         By default the dtype of the first input, if that is float32 or bfloat16, and otherwise that
-        of each input.
+        of each input; inputs under ``torch.autocast`` are computed in its dtype until one comes
+        without.
     compress_statistics
         Whether the scales are quantized too (double quantization).
     quant_type
@@ -88,17 +89,25 @@ class Linear4bit(Module4bit, torch.nn.Linear):
         if x.dtype in {torch.float32, torch.bfloat16}:
             self.compute_dtype = x.dtype
 
-    def forward(self, x: Tensor) -> Tensor:
-        weight, state = self._packed_weight()
-        if not self.compute_type_is_set and not torch.compiler.is_compiling():
+    def _choose_dtype(self, x: Tensor) -> torch.dtype | None:
+        """Return what to compute in, None for x's dtype; without autocast that is settled then."""
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        if not torch.compiler.is_compiling():
             self.set_compute_type(x)
             self.compute_type_is_set = True
+        return self.compute_dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, state = self._packed_weight()
         dtype = x.dtype
-        compute_dtype = self.compute_dtype or dtype
-        if compute_dtype != dtype:
+        chosen = self.compute_dtype if self.compute_type_is_set else self._choose_dtype(x)
+        compute_dtype = chosen or dtype
+        if compute_dtype is not dtype:
             x = x.to(compute_dtype)
-        out = matmul_4bit(x, weight, state, bias=self.bias)
-        return out if compute_dtype == dtype else out.to(dtype)
+        out = matmul_4bit(x, weight, state, None, self._parameter("bias"))
+        return out if compute_dtype is dtype else out.to(dtype)
 
 
 class LinearFP4(Linear4bit):

@@ -106,12 +106,12 @@ class Linear8bitLt(Module8bit, torch.nn.Linear):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, state = self.weight, self.state
+        weight, state = self._parameter("weight"), self.state
         if isinstance(weight, Int8Params) and (
             state.SCB is not weight.SCB or state.CB is not weight.CB
         ):
             self._adopt_weight()
         if self._scales() is None:
             # Quantized for this product alone: the state is for a weight that stays quantized.
-            return matmul(x, weight, threshold=state.threshold, bias=self.bias)
-        return matmul(x, weight, state=state, bias=self.bias)
+            state = MatmulLtState(threshold=state.threshold)
+        return matmul(x, weight, None, state, 0.0, self._parameter("bias"))

@@ -25,6 +25,14 @@ class QuantizedModule(torch.nn.Module):
 
     weight: Tensor
 
+    def _parameter(self, name: str) -> Any:
+        """Return ``self.<name>``, without the walk on which nn.Module looks for attributes.
+
+        The attribute is no parameter where FSDP or a parametrization has replaced it.
+        """
+        parameters = self._parameters
+        return parameters[name] if name in parameters else getattr(self, name)
+
     def _weight_shape(self) -> tuple[int, int]:
         """Return the weight's shape before quantization."""
         raise NotImplementedError

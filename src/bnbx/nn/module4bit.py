@@ -30,12 +30,12 @@ class Module4bit(QuantizedModule):
 
     def _packed_weight(self) -> tuple[Tensor, QuantState]:
         """Return the packed codes as a plain tensor, and their state."""
-        weight = self.weight
-        if not isinstance(weight, Params4bit):
-            state = self.quant_state
-        else:
+        weight = self._parameter("weight")
+        if isinstance(weight, Params4bit):
             state = weight.quant_state
             weight = weight.plain()
+        else:
+            state = self.quant_state
         if state is None:
             raise self._not_quantized()
         return weight, state

@@ -23,7 +23,7 @@ class Module8bit(QuantizedModule):
 
     def _scales(self) -> Tensor | None:
         """Return the scales of the weight's rows, None if it is not quantized."""
-        return getattr(self.weight, "SCB", None)
+        return getattr(self._parameter("weight"), "SCB", None)
 
     def _adopt_weight(self) -> None:
         """Do nothing: a module without a state of its own keeps nothing besides the weight."""

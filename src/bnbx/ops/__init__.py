@@ -19,7 +19,7 @@ from bnbx.ops.checks import (
     packed_bytes,
 )
 from bnbx.ops.contract import CONTRACTS, LIBRARY, error, operation, register
-from bnbx.ops.int8 import Int8Quantized
+from bnbx.ops.int8 import MAX_INT8_DEPTH, Int8Quantized
 from bnbx.ops.optimizers import (
     OPTIMIZER_BLOCKSIZE,
     OPTIMIZERS,
@@ -33,6 +33,7 @@ __all__ = [
     "CONTRACTS",
     "FLOAT_DTYPES",
     "LIBRARY",
+    "MAX_INT8_DEPTH",
     "OPTIMIZERS",
     "OPTIMIZER_BLOCKSIZE",
     "QUANT_TYPES_4BIT",

@@ -9,7 +9,6 @@ from bnbx.ops.checks import (
     FLOAT_DTYPES,
     blocks_of,
     check_code,
-    check_device,
     check_dtype,
     check_numel,
     check_out,
@@ -25,7 +24,6 @@ def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor,
     check_dtype("A", A, *FLOAT_DTYPES)
     check_code("code", code)
     check_positive("blocksize", blocksize)
-    check_device(A, code=code)
     absmax = A.new_empty(blocks_of(A.numel(), blocksize), dtype=torch.float32)
     return A.new_empty(A.shape, dtype=torch.uint8), absmax
 
@@ -36,7 +34,6 @@ def _check_dequantize_blockwise(A: Tensor, absmax: Tensor, code: Tensor, blocksi
     check_code("code", code)
     check_positive("blocksize", blocksize)
     check_numel("absmax", absmax, blocks_of(A.numel(), blocksize), "one per block")
-    check_device(A, absmax=absmax, code=code)
 
 
 @operation(
@@ -63,4 +60,3 @@ def dequantize_blockwise_out(
     _check_dequantize_blockwise(A, absmax, code, blocksize)
     check_output_dtype("dtype", dtype)
     check_out(out, A.shape, dtype)
-    check_device(A, out=out)

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from bnbx.codebooks import QUANT_TYPES_4BIT
-from bnbx.ops.contract import error
+from bnbx.ops.contract import error, wrong_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: What may hold packed 4-bit codes: ``quant_storage``.
+STORAGE_DTYPES = (torch.uint8, *FLOAT_DTYPES)
 BLOCKSIZES_4BIT = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
@@ -27,11 +29,22 @@ def packed_bytes(numel: int) -> int:
     return -(-numel // 2)
 
 
+def _wrong_dtype(argument: str, tensor: Tensor, *allowed: torch.dtype) -> ValueError:
+    return error(argument, f"dtype {' or '.join(str(d) for d in allowed)}", tensor.dtype)
+
+
+def _wrong_shape(argument: str, tensor: Tensor, expected: Sequence[int]) -> ValueError:
+    return error(argument, f"shape {tuple(expected)}", tuple(tensor.shape))
+
+
+def _wrong_numel(argument: str, tensor: Tensor, expected: int, why: str) -> ValueError:
+    return error(argument, f"{expected} elements ({why})", tensor.numel())
+
+
 def check_dtype(argument: str, tensor: Tensor, *allowed: torch.dtype) -> None:
     """Raise unless the tensor has one of the allowed dtypes."""
     if tensor.dtype not in allowed:
-        names = " or ".join(str(d) for d in allowed)
-        raise error(argument, f"dtype {names}", tensor.dtype)
+        raise _wrong_dtype(argument, tensor, *allowed)
 
 
 def check_output_dtype(argument: str, dtype: torch.dtype) -> None:
@@ -42,14 +55,24 @@ def check_output_dtype(argument: str, dtype: torch.dtype) -> None:
 
 def check_shape(argument: str, tensor: Tensor, expected: Sequence[int]) -> None:
     """Raise unless the tensor has the expected shape."""
-    if tuple(tensor.shape) != tuple(expected):
-        raise error(argument, f"shape {tuple(expected)}", tuple(tensor.shape))
+    if tensor.shape != tuple(expected):
+        raise _wrong_shape(argument, tensor, expected)
 
 
 def check_numel(argument: str, tensor: Tensor, expected: int, why: str) -> None:
     """Raise unless the tensor has the expected number of elements; say why that many."""
     if tensor.numel() != expected:
-        raise error(argument, f"{expected} elements ({why})", tensor.numel())
+        raise _wrong_numel(argument, tensor, expected, why)
+
+
+def check_entries(
+    argument: str, tensor: Tensor, dtype: torch.dtype, expected: int, why: str
+) -> None:
+    """``check_dtype`` and ``check_numel`` in one call, for the operations that are called often."""
+    if tensor.dtype is not dtype:
+        raise _wrong_dtype(argument, tensor, dtype)
+    if tensor.numel() != expected:
+        raise _wrong_numel(argument, tensor, expected, why)
 
 
 def check_device(first: Tensor, **others: Tensor | None) -> None:
@@ -57,8 +80,15 @@ def check_device(first: Tensor, **others: Tensor | None) -> None:
     device = first.device
     for argument, tensor in others.items():
         if tensor is not None and tensor.device != device:
-            hint = "Move it with .to(device)."
-            raise error(argument, f"a tensor on {device}", tensor.device, hint)
+            raise wrong_device(argument, tensor, device)
+
+
+def check_vector(argument: str, tensor: Tensor, dtype: torch.dtype, length: int) -> None:
+    """``check_dtype`` and ``check_shape`` of a vector in one call, likewise."""
+    if tensor.dtype is not dtype:
+        raise _wrong_dtype(argument, tensor, dtype)
+    if tensor.shape != (length,):
+        raise _wrong_shape(argument, tensor, (length,))
 
 
 def check_matrix(argument: str, tensor: Tensor) -> None:
@@ -83,19 +113,18 @@ def check_4bit_type(blocksize: int, quant_type: str) -> None:
 
 def check_code(argument: str, code: Tensor) -> None:
     """Raise unless the tensor is a codebook of 256 entries."""
-    check_dtype(argument, code, torch.float32)
-    check_shape(argument, code, (256,))
+    check_vector(argument, code, torch.float32, 256)
 
 
 def check_packed_4bit(argument: str, packed: Tensor, numel: int) -> None:
     """Raise unless the tensor holds the packed codes of ``numel`` elements."""
-    got = packed.numel() * packed.element_size()
+    got, expected = packed.numel() * packed.element_size(), packed_bytes(numel)
     # quant_storage wider than a byte rounds the last element up; nothing may be missing, and more
     # than one storage element to spare means that the shape is not the one that was quantized.
-    if got < packed_bytes(numel) or got - packed_bytes(numel) >= packed.element_size():
+    if got != expected and not expected < got < expected + packed.element_size():
         raise error(
             argument,
-            f"{packed_bytes(numel)} bytes of packed codes for {numel} elements",
+            f"{expected} bytes of packed codes for {numel} elements",
             f"{got} bytes",
             "The weight and its quantization state do not belong together.",
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,12 +23,14 @@ def operation(
     """Define ``bnbx::<schema>`` with the decorated function as its contract.
 
     The contract is the fake kernel too, unless ``fake`` is given, for outputs sized by the data.
+    That its tensors are on one device is checked here and in ``register``, not by the contract.
     """
 
     def define(contract: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        torch.library.register_fake(f"bnbx::{name}", fake or contract, lib=LIBRARY)
+        checked = _on_one_device(fake or contract)
+        torch.library.register_fake(f"bnbx::{name}", checked, lib=LIBRARY)
         CONTRACTS[name] = contract
         return contract
 
@@ -37,14 +40,44 @@ def operation(
 def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
     """Register ``kernel`` for ``bnbx::<name>``, with the contract's checks in front of it."""
     contract = CONTRACTS[name]
+    # The dispatcher takes the CPU's kernel only if no argument is a tensor of another device: the
+    # CPU comes last in its order. Every other kernel gets what it gets.
+    if dispatch_key != "CPU":
+        contract = _on_one_device(contract)
 
-    @functools.wraps(kernel)
+    def checked(*args: Any) -> Any:
+        return kernel(contract(*args), *args)
+
+    def checked_out(*args: Any, out: Tensor) -> None:  # the one keyword that a schema may have
+        kernel(contract(*args, out=out), *args, out=out)
+
+    LIBRARY.impl(name, checked_out if name.endswith(".out") else checked, dispatch_key)
+
+
+def _on_one_device(contract: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the contract with a check before it that all tensors are on the first one's device.
+
+    An operation on lists of tensors, whose first argument is no tensor, has checks of its own.
+    """
+    names = tuple(inspect.signature(contract).parameters)
+
     def checked(*args: Any, **kwargs: Any) -> Any:
-        return kernel(contract(*args, **kwargs), *args, **kwargs)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        first = given[names[0]]
+        if isinstance(first, Tensor):
+            for argument, value in given.items():
+                if isinstance(value, Tensor) and value.device != first.device:
+                    raise wrong_device(argument, value, first.device)
+        return contract(*args, **kwargs)
 
-    LIBRARY.impl(name, checked, dispatch_key)
+    return checked
 
 
 def error(argument: str, expected: object, got: object, hint: str = "") -> ValueError:
     """Return the error of a check: the argument, what was expected, what came, what to do."""
     return ValueError(f"{argument}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
+
+
+def wrong_device(argument: str, tensor: Tensor, expected: torch.device) -> ValueError:
+    """Return the error of a tensor that is on another device than it has to be."""
+    return error(argument, f"a tensor on {expected}", tensor.device, "Move it with .to(device).")

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from bnbx.ops.checks import (
     FLOAT_DTYPES,
+    STORAGE_DTYPES,
     blocks_of,
     check_4bit_type,
     check_code,
-    check_device,
     check_dtype,
-    check_numel,
+    check_entries,
     check_out,
     check_output_dtype,
     check_packed_4bit,
     check_positive,
-    check_shape,
+    check_vector,
     packed_bytes,
 )
 from bnbx.ops.contract import error, operation
@@ -39,7 +39,7 @@ def quantize_4bit(
     """Packed codes of shape ``(elements, 1)`` in ``quant_storage``; absmax float32 per block."""
     check_dtype("A", A, *FLOAT_DTYPES)
     check_4bit_type(blocksize, quant_type)
-    if quant_storage not in {torch.uint8, *FLOAT_DTYPES}:
+    if quant_storage not in STORAGE_DTYPES:
         raise error(
             "quant_storage", "torch.uint8, bfloat16, float16 or float32", str(quant_storage)
         )
@@ -53,14 +53,13 @@ def _check_dequantize_4bit(
     A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Sequence[int]
 ) -> None:
     check_4bit_type(blocksize, quant_type)
-    check_dtype("A", A, torch.uint8, *FLOAT_DTYPES)
-    check_dtype("absmax", absmax, torch.float32)
+    check_dtype("A", A, *STORAGE_DTYPES)
     if any(size < 0 for size in shape):
         raise error("shape", "sizes of at least 0", tuple(shape))
     numel = math.prod(shape)
     check_packed_4bit("A", A, numel)
-    check_numel("absmax", absmax, blocks_of(numel, blocksize), "one per block")
-    check_device(A, absmax=absmax)
+    blocks = blocks_of(numel, blocksize)
+    check_entries("absmax", absmax, torch.float32, blocks, "one per block")
 
 
 @operation(
@@ -99,7 +98,6 @@ def dequantize_4bit_out(
     _check_dequantize_4bit(A, absmax, blocksize, quant_type, shape)
     check_output_dtype("dtype", dtype)
     check_out(out, shape, dtype)
-    check_device(A, out=out)
 
 
 @operation(
@@ -125,16 +123,17 @@ def gemm_4bit(
     With ``absmax_8bit`` the scale of block ``i`` is ``absmax_code[absmax_8bit[i]] *
     absmax[i // absmax_blocksize] + absmax_offset``; without, it is ``absmax[i]``.
     """
-    N, K = _check_weight_4bit(A, B, shapeB, absmax, blocksize, quant_type)
-    if A.dim() < 1 or A.shape[-1] != K:
-        raise error("A", f"a last dimension of {K}, the weight's K", f"shape {tuple(A.shape)}")
+    check_dtype("A", A, *FLOAT_DTYPES)
+    N, K = _check_weight_4bit(B, shapeB, blocksize, quant_type)
+    shape = [*A.shape]
+    if not shape or shape[-1] != K:
+        raise error("A", f"a last dimension of {K}, the weight's K", f"shape {tuple(shape)}")
     blocks = blocks_of(N * K, blocksize)
-    _check_scales(A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    _check_scales(blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
     if bias is not None:
-        check_dtype("bias", bias, A.dtype)
-        check_shape("bias", bias, (N,))
-        check_device(A, bias=bias)
-    return A.new_empty((*A.shape[:-1], N))
+        check_vector("bias", bias, A.dtype, N)
+    shape[-1] = N
+    return A.new_empty(*shape)
 
 
 @operation(
@@ -155,36 +154,30 @@ def gemm_4bit_transposed(
     absmax_blocksize: int = 256,
 ) -> Tensor:
     """``A @ dequantize(B)``, ``(*A.shape[:-1], K)``: the gradient of ``gemm_4bit`` for its A."""
-    N, K = _check_weight_4bit(A, B, shapeB, absmax, blocksize, quant_type)
-    if A.dim() < 1 or A.shape[-1] != N:
-        raise error("A", f"a last dimension of {N}, the weight's N", f"shape {tuple(A.shape)}")
+    check_dtype("A", A, *FLOAT_DTYPES)
+    N, K = _check_weight_4bit(B, shapeB, blocksize, quant_type)
+    shape = [*A.shape]
+    if not shape or shape[-1] != N:
+        raise error("A", f"a last dimension of {N}, the weight's N", f"shape {tuple(shape)}")
     blocks = blocks_of(N * K, blocksize)
-    _check_scales(A, blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
-    return A.new_empty((*A.shape[:-1], K))
+    _check_scales(blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    shape[-1] = K
+    return A.new_empty(*shape)
 
 
 def _check_weight_4bit(
-    A: Tensor,
-    B: Tensor,
-    shapeB: Sequence[int],
-    absmax: Tensor,
-    blocksize: int,
-    quant_type: str,
+    B: Tensor, shapeB: Sequence[int], blocksize: int, quant_type: str
 ) -> tuple[int, int]:
-    check_dtype("A", A, *FLOAT_DTYPES)
-    check_dtype("B", B, torch.uint8, *FLOAT_DTYPES)
-    check_dtype("absmax", absmax, torch.float32)
+    check_dtype("B", B, *STORAGE_DTYPES)
     check_4bit_type(blocksize, quant_type)
     if len(shapeB) != 2:
         raise error("shapeB", "two sizes, (N, K)", tuple(shapeB))
     N, K = shapeB
     check_packed_4bit("B", B, N * K)
-    check_device(A, B=B, absmax=absmax)
     return N, K
 
 
 def _check_scales(
-    A: Tensor,
     blocks: int,
     absmax: Tensor,
     absmax_8bit: Tensor | None,
@@ -193,27 +186,14 @@ def _check_scales(
     blocksize: int,
 ) -> None:
     if absmax_8bit is None:
-        check_numel("absmax", absmax, blocks, "one per block")
+        check_entries("absmax", absmax, torch.float32, blocks, "one per block")
         return
-    _check_nested(absmax_8bit, absmax, code, offset, blocksize, blocks)
-    check_device(A, absmax_8bit=absmax_8bit, absmax_code=code, absmax_offset=offset)
-
-
-def _check_nested(
-    absmax_8bit: Tensor,
-    absmax: Tensor,
-    code: Tensor | None,
-    offset: Tensor | None,
-    blocksize: int,
-    blocks: int,
-) -> None:
     if code is None or offset is None:
         missing = "absmax_code" if code is None else "absmax_offset"
         raise error(missing, "a tensor, because absmax_8bit is given", None)
     check_positive("absmax_blocksize", blocksize)
-    check_dtype("absmax_8bit", absmax_8bit, torch.uint8)
-    check_numel("absmax_8bit", absmax_8bit, blocks, "one per block")
-    check_numel("absmax", absmax, blocks_of(blocks, blocksize), "one per block of absmax_8bit")
+    check_entries("absmax_8bit", absmax_8bit, torch.uint8, blocks, "one per block")
+    outer = blocks_of(blocks, blocksize)
+    check_entries("absmax", absmax, torch.float32, outer, "one per block of absmax_8bit")
     check_code("absmax_code", code)
-    check_dtype("absmax_offset", offset, torch.float32)
-    check_numel("absmax_offset", offset, 1, "a scalar")
+    check_entries("absmax_offset", offset, torch.float32, 1, "a scalar")
