@@ -124,13 +124,14 @@ class Ahead {
  public:
   BNBX_MEMBER Ahead(const ParameterUpdate& u, int states, bool codes, int64_t block_start) {
     const int64_t start = block_start + kBlocks * kOptimizerBlocksize;
-    if (start >= u.numel) return;
+    // States of 32 bits are long straight runs, which the processor foresees: asking slows them.
+    if (start >= u.numel || !codes) return;
     const int64_t n = smaller(kOptimizerBlocksize, u.numel - start);
     add(u.g, start, n, size_of(u.g_dtype));
     add(u.p, start, n, size_of(u.p_dtype));
     for (int k = 0; k < states; ++k) {
       const StateBlock at(u, k, start);
-      add(at.state, at.start, n, codes ? 1 : sizeof(float));
+      add(at.state, at.start, n, 1);
     }
     const int64_t asks = 2 * states + 1;  // with each state's opening and closing, and in between
     lines_ = ceil_div(bytes_, 64 * asks);
