@@ -145,13 +145,14 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def bench_compare(session: nox.Session) -> None:
-    """Print bnbx, bitsandbytes, dense torch and the bandwidth limit side by side.
+    """Print bnbx, other libraries, dense torch and the machine's limits side by side.
 
-    `-- --base REF` compares with another version of bnbx instead: the git revision REF.
+    `-- --sweep` takes the shapes of models, `-- --base REF` compares with another version of bnbx:
+    the git revision REF.
     """
     install(session, "bench")
     if session.posargs[:1] != ["--base"]:
-        session.run("python", "benchmarks/compare.py", *session.posargs)
+        session.run("python", "benchmarks/side_by_side", *session.posargs)
         return
     tmp = Path(session.create_tmp())
     checkout, site = str(tmp / "checkout"), str(tmp / "site")
@@ -161,7 +162,7 @@ def bench_compare(session: nox.Session) -> None:
     session.run("git", "clone", "--quiet", "--no-checkout", ".", checkout, external=True)
     session.run("git", "-C", checkout, "checkout", "--quiet", revision.strip(), external=True)
     session.install("--no-deps", f"--target={site}", checkout)
-    session.run("python", "benchmarks/against.py", checkout, site, *session.posargs[2:])
+    session.run("python", "benchmarks/against.py", site, *session.posargs[2:])
 
 
 @nox.session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from typing import Any
 
 import peft
@@ -15,6 +16,10 @@ from demo_parts.lora import lora_config
 
 LEARNING_RATE = 1e-3
 RANK = 16
+
+
+#: Steps of each model when their speed is compared.
+TIMED_STEPS = 5
 
 
 def with_adapters(model: Any) -> Any:
@@ -44,22 +49,56 @@ def train(model: Any, batches: Tensor) -> tuple[list[float], list[float]]:
     tuple of two lists
         The loss of each step, and that of the model without adapters.
     """
-    adapters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = bnbx.optim.AdamW8bit(adapters, lr=LEARNING_RATE)
+    optimizer = _optimizer(model, bnbx)
     model.train()
     losses: list[float] = []
     without: list[float] = []
     for batch in (progress := tqdm(batches, desc="LoRA", unit="step")):
         with torch.no_grad(), model.disable_adapter():
             without.append(model(input_ids=batch, labels=batch).loss.item())
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
+        losses.append(_step(model, optimizer, batch))
         progress.set_postfix(loss=f"{losses[-1]:.3f}", without=f"{without[-1]:.3f}")
     model.eval()
     return losses, without
+
+
+def _optimizer(model: Any, library: Any) -> Any:
+    adapters = [p for p in model.parameters() if p.requires_grad]
+    return library.optim.AdamW8bit(adapters, lr=LEARNING_RATE)
+
+
+def _step(model: Any, optimizer: Any, batch: Tensor) -> float:
+    loss = model(input_ids=batch, labels=batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item()
+
+
+def seconds_per_step(models: dict[str, Any], batches: Tensor) -> dict[str, float]:
+    """Return the median time of a training step by model; the models take turns.
+
+    Parameters
+    ----------
+    models
+        Models with adapters. One whose name starts with ``"bitsandbytes"`` gets its optimizer.
+    batches
+        As for ``train``; the first serves to warm up, and the next ``TIMED_STEPS`` are timed.
+    """
+    optimizers = {}
+    for name, model in models.items():
+        library = bnbx
+        if name.startswith("bitsandbytes"):
+            import bitsandbytes as library
+        optimizers[name] = _optimizer(model, library)
+        model.train()
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for batch in tqdm(batches[: TIMED_STEPS + 1], desc="seconds per step", leave=False):
+        for name, model in models.items():
+            start = time.perf_counter()
+            _step(model, optimizers[name], batch)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times[1:] or times) for name, times in seconds.items()}
 
 
 def summary(losses: list[float], without: list[float]) -> str:

@@ -50,10 +50,11 @@ def run(options: argparse.Namespace) -> None:
     measurements, quantized = compare(
         model, tokenizer, evaluation, bitsandbytes=options.compare_bitsandbytes
     )
-    del model
     losses: list[float] = []
     without: list[float] = []
+    seconds: dict[str, float] = {}
     if options.steps:
+        seconds = time_steps(model, training, bitsandbytes=options.compare_bitsandbytes)
         adapted = finetune.with_adapters(quantized)
         losses, without = fine_tune(adapted, training)
         name = f"{formats.FINE_TUNED} + LoRA"
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{QUESTION}")
     for measurement in measurements:
         print(f"  {measurement.name + ':':20} {measurement.answer}")
-    figure = write(options.output, measurements, losses, without)
+    figure = write(options.output, measurements, losses, without, seconds)
     print(f"\nPlot: {figure}. Took {time.perf_counter() - started:.0f} s.")
 
 
@@ -91,6 +92,22 @@ def compare(
     return measurements, kept
 
 
+def time_steps(model: Any, training: Tensor, *, bitsandbytes: bool) -> dict[str, float]:
+    """Print and return the seconds of a LoRA step on the model in 16 bit and in NF4."""
+    adapted = {}
+    names = ("bf16", formats.FINE_TUNED, f"bitsandbytes {formats.FINE_TUNED}")
+    for name, quantize in formats.chosen(bitsandbytes=bitsandbytes).items():
+        if name in names:
+            quantized = copy.deepcopy(model)
+            quantize(quantized)
+            adapted[f"{name} + LoRA"] = finetune.with_adapters(quantized)
+    seconds = finetune.seconds_per_step(adapted, training)
+    print(f"\nSeconds per step of {training[0].numel():,} tokens")
+    for name, value in seconds.items():
+        print(f"{name:24} {value:6.2f}")
+    return seconds
+
+
 def fine_tune(adapted: Any, training: Tensor) -> tuple[list[float], list[float]]:
     """Train the adapters and print how the loss fell; return the losses as ``finetune.train``."""
     steps, tokens = len(training), training[0].numel()
@@ -108,6 +125,7 @@ def write(
     measurements: list[measure.Measurement],
     losses: list[float],
     without: list[float],
+    seconds: dict[str, float],
 ) -> Path:
     """Write the plot and the figures behind it; return the plot's path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,6 +135,9 @@ def write(
         "measurements": [vars(m) for m in measurements],
         "losses": losses,
         "losses_without_adapters": without,
+        "seconds_per_step": seconds,
+        "tokens_per_step": BATCH * LENGTH,
+        "threads": torch.get_num_threads(),
     }
     (folder / "demo.json").write_text(json.dumps(results, indent=1) + "\n")
     return figure

@@ -1,0 +1,1 @@
+"""bnbx beside other libraries, beside dense PyTorch and beside what the machine can do at most."""
