@@ -47,6 +47,8 @@ _DEFAULT_SETTINGS = {
 #: The settings that need the norm of a whole parameter, their value for none, and what they keep.
 _NORM_STATES = (("max_unorm", 0.0, "unorm_vec", 1), ("percentile_clipping", 100, "gnorm_vec", 100))
 
+_Constants = tuple[str, tuple[float, ...]]  # rule and hyperparameters
+
 
 class KbitOptimizer(torch.optim.Optimizer):
     """Base of the optimizers with 8-bit or 32-bit states.
@@ -225,21 +227,21 @@ class KbitOptimizer(torch.optim.Optimizer):
     def _batches(self) -> list[_Batch]:
         """Sort the parameters that have gradients by what one call of the operation can share."""
         batches: dict[tuple[Any, ...], _Batch] = {}
-        shared: dict[tuple[int, int], tuple[float, ...]] = {}
+        known: dict[tuple[int, int], _Constants] = {}
         for p, gradient, state, config in self._with_gradients():
+            # Hundreds of parameters have the same settings: their constants are made once, and
+            # found by what is quickly compared.
             step = state["step"] + 1
-            known = (id(config), step)
-            if known not in shared:
-                shared[known] = self._hyperparameters(config, step)
-            hyperparameters = shared[known]
+            constants = known.get((id(config), step))
+            if constants is None:
+                constants = self._rule_of(config), self._hyperparameters(config, step)
+                known[id(config), step] = constants
             if config["percentile_clipping"] < 100:
-                hyperparameters = _clipped(hyperparameters, gradient, state, config)
-            rule = self._rule_of(config)
-            maps = (id(state.get("qmap1")), id(state.get("qmap2")))
-            key = (rule, hyperparameters, p.device, *maps)
+                constants = constants[0], _clipped(constants[1], gradient, state, config)
+            key = (constants, p.device, id(state.get("qmap1")), id(state.get("qmap2")))
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(rule, hyperparameters)
+                batch = batches[key] = _Batch(*constants)
             batch.parameters.append(p)
             batch.gradients.append(gradient)
             batch.states.append(state)
@@ -255,15 +257,15 @@ class KbitOptimizer(torch.optim.Optimizer):
                 gradient = p.grad
                 if gradient is None:
                     continue
-                where = f"param_groups[{group_number}]['params'][{number}]"
-                if gradient.layout is not torch.strided:
-                    hint = "Make it dense; embeddings take sparse=False."
-                    raise error(f"{where}.grad", "a dense gradient", gradient.layout, hint)
                 config = shared
                 if overrides and id(p) in overrides:
                     own = self._with_betas(overrides[id(p)], shared["betas"])
                     config = {**shared, **own}
-                found.append((p, gradient, self._state_of(p, config, where), config))
+                state = self.state[p]
+                if gradient.layout is not torch.strided or not state or _needs_norms(config):
+                    where = f"param_groups[{group_number}]['params'][{number}]"
+                    self._prepare(p, gradient, state, config, where)
+                found.append((p, gradient, state, config))
         return found
 
     def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
@@ -285,9 +287,13 @@ class KbitOptimizer(torch.optim.Optimizer):
             float(config["max_unorm"]),
         )
 
-    def _state_of(self, p: Tensor, config: dict[str, Any], where: str) -> dict[str, Any]:
-        """Return the state of a parameter, made now if there is none."""
-        state: dict[str, Any] = self.state[p]
+    def _prepare(
+        self, p: Tensor, g: Tensor, state: dict[str, Any], config: dict[str, Any], where: str
+    ) -> None:
+        """Refuse what cannot be updated, and make what a state lacks."""
+        if g.layout is not torch.strided:
+            hint = "Make it dense; embeddings take sparse=False."
+            raise error(f"{where}.grad", "a dense gradient", g.layout, hint)
         if not state:
             _check_dtype(where, p)
             state.update(self._new_state(p, config))
@@ -299,7 +305,6 @@ class KbitOptimizer(torch.optim.Optimizer):
                 raise error(f"{setting} of {where}", expected, config[setting])
             if key not in state:
                 state[key] = torch.zeros(numel, device=p.device)
-        return state
 
     def _new_state(self, p: Tensor, config: dict[str, Any]) -> dict[str, Any]:
         if config["is_paged"] and p.device.type not in {"cpu", "meta"}:
@@ -429,6 +434,10 @@ class KbitOptimizer(torch.optim.Optimizer):
         self._placed = False
         for p, config in overridden:
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
+
+
+def _needs_norms(config: dict[str, Any]) -> bool:
+    return bool(config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100)
 
 
 def _clipped(
