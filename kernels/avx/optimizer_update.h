@@ -64,8 +64,6 @@ struct StateMaps {
   const Encoder8<V>* encode[2];
 };
 
-static inline int64_t size_of(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 // One block of a parameter as floats, in the tensors themselves or in the buffers. A last, partial
 // vector is whole here; its other lanes are zero.
 template <class V>
@@ -73,6 +71,7 @@ struct Block {
   const float* g;
   float* p;
   float* states[3];
+  float absmax[3];  // of the updated states
   alignas(64) float buffers[5][kOptimizerBlocksize];
 };
 
@@ -117,54 +116,9 @@ struct StateBlock {
   }
 };
 
-// Asks for the memory of a later block, a few lines at a time, so that it arrives while this block
-// is worked on: the processor does not foresee what comes after a while in buffers, or on the next
-// page, and more requests than it can keep open would hold up its other loads.
-class Ahead {
- public:
-  BNBX_MEMBER Ahead(const ParameterUpdate& u, int states, bool codes, int64_t block_start) {
-    const int64_t start = block_start + kBlocks * kOptimizerBlocksize;
-    if (!codes || start >= u.numel) return;
-    const int64_t n = smaller(kOptimizerBlocksize, u.numel - start);
-    add(u.g, start, n, size_of(u.g_dtype));
-    add(u.p, start, n, size_of(u.p_dtype));
-    for (int k = 0; k < states; ++k) {
-      const StateBlock at(u, k, start);
-      add(at.state, at.start, n, 1);
-    }
-    const int64_t asks = 2 * states + 1;  // with each state's opening and closing, and in between
-    lines_ = ceil_div(bytes_, 64 * asks);
-  }
-
-  BNBX_MEMBER void ask() {
-    for (int64_t line = 0; line < lines_ && current_ < count_; ++line) {
-      Range& range = ranges_[current_];
-      prefetch(range.next);
-      range.next += 64;
-      if (range.next >= range.end) ++current_;
-    }
-  }
-
- private:
-  static constexpr int64_t kBlocks = 3;
-
-  struct Range {
-    const char *next, *end;
-  };
-
-  BNBX_MEMBER void add(const void* base, int64_t start, int64_t n, int64_t size) {
-    const char* p = static_cast<const char*>(base) + start * size;
-    ranges_[count_++] = {p, p + n * size};
-    bytes_ += n * size;
-  }
-  Range ranges_[5];
-  int count_ = 0, current_ = 0;
-  int64_t bytes_ = 0, lines_ = 0;  // of all ranges; of one call to ask()
-};
-
 template <class V>
 static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
-                       int64_t start, int64_t n, Block<V>& block, Ahead& ahead) {
+                       int64_t start, int64_t n, Block<V>& block) {
   with_type(u.g_dtype, [&](auto type) {
     auto* g = static_cast<const decltype(type)*>(u.g) + start;
     block.g = as_floats<V>(const_cast<decltype(type)*>(g), n, block.buffers[3]);
@@ -174,7 +128,6 @@ static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>*
   });
   for (int k = 0; k < states; ++k) {
     const StateBlock at(u, k, start);
-    ahead.ask();
     if (maps == nullptr) {
       block.states[k] = as_floats<V>(static_cast<float*>(at.state) + at.start, n, block.buffers[k]);
     } else {
@@ -189,19 +142,19 @@ static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>*
 
 template <class V>
 static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
-                        int64_t start, int64_t n, const Block<V>& block, Ahead& ahead) {
+                        int64_t start, int64_t n, const Block<V>& block) {
   with_type(u.p_dtype, [&](auto type) {
     from_floats<V>(block.p, n, static_cast<decltype(type)*>(u.p) + start);
   });
   for (int k = 0; k < states; ++k) {
     const StateBlock at(u, k, start);
-    ahead.ask();
     if (maps == nullptr) {
       from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
     } else {
       uint8_t* codes = static_cast<uint8_t*>(at.state) + at.start;
-      at.absmax[at.number] = quantize_blockwise_block<V>(static_cast<const float*>(block.states[k]),
-                                                         n, *maps->encode[at.map], codes);
+      at.absmax[at.number] = block.absmax[k];
+      quantize_blockwise_block<V>(static_cast<const float*>(block.states[k]), block.absmax[k], n,
+                                  *maps->encode[at.map], codes);
     }
   }
 }
@@ -214,6 +167,8 @@ static inline void update_block(const Rule& rule, const Hyperparameters& hyperpa
   const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
   const F32 decay(rule.decay), step_size(rule.step_size * scale);
   const bool skip_zeros = hyperparameters.skip_zeros;
+  typename V::I32 magnitudes[Rule::kStates];
+  for (auto& lanes : magnitudes) lanes = typename V::I32(0);
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     const F32 p = V::load(block.p + i);
@@ -228,7 +183,13 @@ static inline void update_block(const Rule& rule, const Hyperparameters& hyperpa
       }
     }
     V::store(block.p + i, new_p);
-    for (int k = 0; k < Rule::kStates; ++k) V::store(block.states[k] + i, states[k]);
+    for (int k = 0; k < Rule::kStates; ++k) {
+      V::store(block.states[k] + i, states[k]);
+      magnitudes[k] = V::max(magnitudes[k], V::abs_bits(states[k]));
+    }
+  }
+  for (int k = 0; k < Rule::kStates; ++k) {
+    block.absmax[k] = finite_magnitude<V>(magnitudes[k]);
   }
 }
 
@@ -274,8 +235,7 @@ static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, 
   chunks.for_each_block([&](int64_t chunk, int64_t i, int64_t start, int64_t n) {
     Block<V> block;
     alignas(64) float directions[kOptimizerBlocksize];
-    Ahead ahead(parameters[i], Rule::kStates, maps != nullptr, start);
-    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block, ahead);
+    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
     directions_of_block<V>(rules[i], hyperparameters, n, block, directions);
     sums[chunk].p += sum_of_squares<V>(block.p, n);
     sums[chunk].directions += sum_of_squares<V>(directions, n);
@@ -309,15 +269,13 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
   }
   chunks.for_each_block([&](int64_t, int64_t i, int64_t start, int64_t n) {
     Block<V> block;
-    Ahead ahead(parameters[i], Rule::kStates, maps != nullptr, start);
-    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block, ahead);
-    ahead.ask();
+    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
     if (maps == nullptr) {
       update_block<V, typename V::F32>(rules[i], hyperparameters, scales[i], n, block);
     } else {  // 8-bit states have lost more than the last place of a float
       update_block<V, typename V::Quick>(rules[i], hyperparameters, scales[i], n, block);
     }
-    close_block<V>(parameters[i], Rule::kStates, maps, start, n, block, ahead);
+    close_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
   });
 }
 

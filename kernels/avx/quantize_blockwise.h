@@ -77,20 +77,18 @@ class Encoder8 {
   bool one_boundary_ = true;
 };
 
-// Quantizes one block; returns its absmax.
+// Quantizes one block, of which finite_absmax is known.
 template <class V, class T>
-static inline float quantize_blockwise_block(const T* A, int64_t n, const Encoder8<V>& encode,
-                                             uint8_t* out) {
-  const float absmax = finite_absmax<V>(A, n);
+static inline void quantize_blockwise_block(const T* A, float absmax, int64_t n,
+                                            const Encoder8<V>& encode, uint8_t* out) {
   if (absmax != absmax) {  // decodes to NaN whatever the codes are
     memset(out, 0, n);
-    return absmax;
+    return;
   }
   const typename V::F32 inverse(1.0f / larger(absmax, kSmallestAbsmax));
   sweep<V>(n, [&](int64_t i, auto lanes) {
     store_bytes<V>(out + i, encode(load<V>(A + i, lanes) * inverse), lanes);
   });
-  return absmax;
 }
 
 template <class V>
@@ -103,7 +101,8 @@ void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code
       for (; b < end; ++b) {
         const int64_t start = b * blocksize;
         const int64_t count = smaller(blocksize, n - start);
-        absmax[b] = quantize_blockwise_block<V>(values + start, count, encode, out + start);
+        absmax[b] = finite_absmax<V>(values + start, count);
+        quantize_blockwise_block<V>(values + start, absmax[b], count, encode, out + start);
       }
     });
   });

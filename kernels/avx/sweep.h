@@ -20,15 +20,6 @@ static inline void with_type(DType dtype, Function&& f) {
   }
 }
 
-// Asks for a cache line to be brought into the second-level cache.
-static inline void prefetch(const void* p) {
-#ifdef __GNUC__
-  __builtin_prefetch(p, 0, 2);
-#else
-  (void)p;
-#endif
-}
-
 struct Full {};  // all lanes of a vector are in use
 struct Partial {
   int lanes;  // only the first ones are
@@ -132,14 +123,20 @@ static inline void store_nibbles(uint8_t* p, typename V::I32 a, Partial part) {
   memcpy(p, staged, (part.lanes + 1) / 2);
 }
 
+// The largest of some magnitudes, given by their bits; NaN if one of them is NaN or infinite.
+template <class V>
+static inline float finite_magnitude(typename V::I32 magnitudes) {
+  const uint32_t bits = static_cast<uint32_t>(V::max_lane(magnitudes));
+  return bits_float(bits >= 0x7f800000u ? 0x7fc00000u : bits);
+}
+
 // The largest magnitude of n elements; NaN if one of them is NaN or infinite.
 template <class V, class T>
 static inline float finite_absmax(const T* p, int64_t n) {
   typename V::I32 best(0);
   sweep<V>(n,
            [&](int64_t i, auto lanes) { best = V::max(best, V::abs_bits(load<V>(p + i, lanes))); });
-  const uint32_t bits = static_cast<uint32_t>(V::max_lane(best));
-  return bits_float(bits >= 0x7f800000u ? 0x7fc00000u : bits);
+  return finite_magnitude<V>(best);
 }
 
 static inline float larger(float a, float b) { return a > b ? a : b; }
