@@ -32,7 +32,7 @@ static inline IntegerRows<V> to_integers(const T* A, int64_t rows, int64_t group
   for (int64_t i = 0; i < rows * groups; ++i) {
     const T* group = A + i * kGroup;
     const float absmax = finite_absmax<V>(group, kGroup);
-    constexpr int kSmallestExponent = -100;  // keeps the scales normal numbers
+    constexpr int kSmallestExponent = -90;  // keeps all scales normal numbers
     const int exponent = static_cast<int>(float_bits(absmax) >> 23) - 127;
     const int shift =
         kActivationBits - 1 - (exponent > kSmallestExponent ? exponent : kSmallestExponent);

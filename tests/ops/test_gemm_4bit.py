@@ -61,6 +61,29 @@ def test_product(M, N, K):
 
 
 @every_isa
+@pytest.mark.parametrize("M", [1, 4, 17])
+def test_activations_of_very_different_size(M):
+    weight, state = random_weight(33, 512, 64, "nf4")
+    for dtype in DTYPES:
+        size = torch.logspace(-4, 3, 512)[torch.randperm(512)]
+        A = (torch.randn(M, 512) * size).to(dtype)
+        A[:, 64:128] = 0.0
+        check_product(gemm_4bit(A, **state), A, weight)
+
+
+@every_isa
+def test_a_row_does_not_depend_on_the_others():
+    _, state = random_weight(33, 512, 64, "nf4")
+    for dtype in DTYPES:
+        A = torch.randn(3, 512).to(dtype)
+        clean = gemm_4bit(A, **state)
+        A[1, 7] = float("inf")
+        out = gemm_4bit(A, **state)
+        same(out[::2], clean[::2])
+        assert not out[1].isfinite().any()
+
+
+@every_isa
 @pytest.mark.parametrize("blocksize", BLOCKSIZES)
 def test_blocksizes(blocksize):
     for dtype, quant_type, (M, K) in itertools.product(

@@ -72,6 +72,21 @@ def test_half_way_takes_the_lower_entry(quant_type):
 
 
 @every_isa
+@pytest.mark.parametrize("quant_type", QUANT_TYPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_value_of_16_bits(dtype, quant_type):
+    patterns = torch.arange(2**16).to(torch.int16).view(dtype)
+    finite = patterns[patterns.isfinite()]
+    scales = torch.cat([torch.tensor([6e-5, 0.013, 1.0, 3.3, 1e4, 6e4]).to(dtype), finite[::5001]])
+    for absmax in scales.abs()[scales != 0]:
+        rest = finite[finite.abs() <= absmax]
+        blocks = rest[: rest.numel() // 63 * 63].view(-1, 63)
+        A = torch.cat([absmax.expand(blocks.shape[0], 1), blocks], dim=1)
+        given = (A, 64, quant_type, torch.uint8)
+        same(quantize_4bit(*given), reference.quantize_4bit(*given))
+
+
+@every_isa
 @pytest.mark.parametrize("quant_storage", [torch.uint8, *DTYPES])
 def test_storage_is_the_bytes_filled_up_with_zeros(quant_storage):
     for size in SIZES:
