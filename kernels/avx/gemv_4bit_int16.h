@@ -104,21 +104,21 @@ static inline void gemv_chunk(const Product4& p, const IntegerRows<V>& A, int64_
   const __m512i table = integer_table(codebook(p.quant_type));
   const int64_t grain = ceil_div(65536, kGemvRows * p.K);
   parallel_for(ceil_div(p.N, kGemvRows), grain, [&](int64_t tile, int64_t end) {
-    const auto row_scales = allocate<float>(groups);
+    const auto row_scales = allocate<float>(kGemvRows * groups);
     const auto scales = allocate<float>(kM * kGemvRows * groups);
     for (; tile < end; ++tile) {
       const int64_t n0 = tile * kGemvRows;
+      const int64_t last = smaller(kGemvRows, p.N - n0) - 1;
+      group_scales<V>(p.scales, n0 * groups, (last + 1) * groups, row_scales.get());
       const uint8_t* rows[kGemvRows];
-      for (int r = 0; r < kGemvRows; ++r) {  // rows beyond the last repeat it
-        const int64_t n = smaller(n0 + r, p.N - 1);
-        rows[r] = p.B + n * (p.K / 2);
-        group_scales<V>(p.scales, n * groups, groups, row_scales.get());
+      for (int64_t r = 0; r < kGemvRows; ++r) {  // rows beyond the last repeat it
+        const int64_t row = smaller(r, last);
+        rows[r] = p.B + (n0 + row) * (p.K / 2);
         for (int m = 0; m < kM; ++m) {
-          sweep<V>(groups, [&](int64_t g, auto lanes) {
-            const auto scale = load<V>(row_scales.get() + g, lanes);
-            store<V>(scales.get() + (m * kGemvRows + r) * groups + g,
-                     scale * load<V>(A_scales + m * groups + g, lanes), lanes);
-          });
+          float* products = scales.get() + (m * kGemvRows + r) * groups;
+          for (int64_t g = 0; g < groups; ++g) {
+            products[g] = row_scales[row * groups + g] * A_scales[m * groups + g];
+          }
         }
       }
       float sums[kM][kGemvRows];
