@@ -78,7 +78,9 @@ static inline void gemv_rows(const int16_t* A, int64_t groups, const uint8_t* co
   }
   for (int64_t g = 0; g < groups; ++g) {
     for (int r = 0; r < kGemvRows; ++r) {
-      const __m512i codes = codes_of(B[r] + g * (kGroup / 2));
+      const uint8_t* packed = B[r] + g * (kGroup / 2);
+      const __m512i codes = codes_of(packed);
+      prefetch(packed + kGemvRows * groups * (kGroup / 2));  // the same place in the next tile
       const __m512i even = even_values(codes, table), odd = odd_values(codes, table);
       for (int m = 0; m < kM; ++m) {
         const int16_t* a = A + (m * groups + g) * kGroup;

@@ -24,7 +24,10 @@ static inline void multiply_int8_tile(const int8_t* A, const int8_t* const* B, i
   int64_t k = 0;
   for (; k + V::kInt8Width <= K; k += V::kInt8Width) {
     typename V::Int8 b[kInt8TileColumns];
-    for (int c = 0; c < kInt8TileColumns; ++c) b[c] = V::load_int8(B[c] + k);
+    for (int c = 0; c < kInt8TileColumns; ++c) {
+      b[c] = V::load_int8(B[c] + k);
+      prefetch(B[c] + k + kInt8TileColumns * K);  // the same place in the next tile
+    }
     for (int r = 0; r < kRows; ++r) {
       const auto a = V::load_int8(A + r * K + k);
       for (int c = 0; c < kInt8TileColumns; ++c) acc[r][c] = V::dot(acc[r][c], a, b[c]);

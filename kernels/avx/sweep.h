@@ -20,6 +20,16 @@ static inline void with_type(DType dtype, Function&& f) {
   }
 }
 
+// Asks for a cache line: several rows read at a time are not the one stream of memory that a
+// processor foresees.
+static inline void prefetch(const void* p) {
+#ifdef __GNUC__
+  __builtin_prefetch(p);
+#else
+  (void)p;
+#endif
+}
+
 struct Full {};  // all lanes of a vector are in use
 struct Partial {
   int lanes;  // only the first ones are
