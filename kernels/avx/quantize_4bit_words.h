@@ -142,6 +142,7 @@ class WordEncoder {
     const __m512i root = _mm512_permutexvar_epi16(one_, thresholds);
     for (int64_t i = 0; i < n; i += kWords) {
       const __m512i bits = _mm512_loadu_si512(A + i);
+      prefetch(A + i + kBlocksAtOnce * n);  // the same place in the next blocks
       const __m512i x = _mm512_mask_sub_epi16(bits, _mm512_movepi16_mask(bits), sign_, bits);
       __m512i node = _mm512_mask_blend_epi16(_mm512_cmpgt_epi16_mask(x, root), two_, three_);
       for (int level = 1; level < 4; ++level) {
