@@ -3,6 +3,7 @@
 
 #include "avx/parallel.h"
 #include "avx/sweep.h"
+#include "common/codebooks.h"
 
 namespace bnbx::cpu {
 
@@ -11,6 +12,7 @@ static inline void dequantize_blockwise_block(const uint8_t* A, float absmax, in
                                               const typename V::Table256& code, T* out) {
   const typename V::F32 scale(absmax);
   sweep<V>(n, [&](int64_t i, auto lanes) {
+    prefetch(A + i + kOptimizerBlocksize);  // in an optimizer, other work comes before it
     store<V>(out + i, V::lookup(code, load_bytes<V>(A + i, lanes)) * scale, lanes);
   });
 }

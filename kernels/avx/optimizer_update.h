@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "avx/dequantize_blockwise.h"
 #include "avx/parallel.h"
@@ -159,11 +160,14 @@ static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>
   }
 }
 
-// One block's update, in the arithmetic of F; `scale` makes it shorter.
-template <class V, class F, class Rule>
+// One block's update; `scale` makes it shorter. `kCodes`: the states have 8 bits. They have lost
+// more than the last place of a float, so quick arithmetic will do; and while they are decoded and
+// encoded no gradient is read, so the next block's is asked for. States of 32 bits need no asking.
+template <class V, bool kCodes, class Rule>
 static inline void update_block(const Rule& rule, const Hyperparameters& hyperparameters,
                                 float scale, int64_t n, Block<V>& block) {
   using F32 = typename V::F32;
+  using F = std::conditional_t<kCodes, typename V::Quick, F32>;
   const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
   const F32 decay(rule.decay), step_size(rule.step_size * scale);
   const bool skip_zeros = hyperparameters.skip_zeros;
@@ -172,6 +176,10 @@ static inline void update_block(const Rule& rule, const Hyperparameters& hyperpa
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     const F32 p = V::load(block.p + i);
+    if constexpr (kCodes) {
+      prefetch(block.g + i + kOptimizerBlocksize);
+      prefetch(block.p + i + kOptimizerBlocksize);
+    }
     F states[Rule::kStates];
     for (int k = 0; k < Rule::kStates; ++k) states[k] = V::load(block.states[k] + i);
     const F32 direction = rule(F(g), F(p), states);
@@ -271,9 +279,9 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
     Block<V> block;
     open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
     if (maps == nullptr) {
-      update_block<V, typename V::F32>(rules[i], hyperparameters, scales[i], n, block);
-    } else {  // 8-bit states have lost more than the last place of a float
-      update_block<V, typename V::Quick>(rules[i], hyperparameters, scales[i], n, block);
+      update_block<V, false>(rules[i], hyperparameters, scales[i], n, block);
+    } else {
+      update_block<V, true>(rules[i], hyperparameters, scales[i], n, block);
     }
     close_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
   });
