@@ -69,21 +69,17 @@ bool cpu_has_avx2() {
 
 bool cpu_has_avx512() {
   const uint32_t ebx = cpuid(7).ebx;
-  const bool f = bit(ebx, 16), dq = bit(ebx, 17), cd = bit(ebx, 28);
-  const bool bw = bit(ebx, 30), vl = bit(ebx, 31);
-  return cpu_has_avx2() && f && dq && cd && bw && vl && (saved_states() & 0xe6) == 0xe6;
+  const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31);
+  return cpu_has_avx2() && f && dq && bw && vl && (saved_states() & 0xe6) == 0xe6;
 }
 
-bool cpu_has_avx512bf16() {
-  const uint32_t ecx = cpuid(7).ecx;
-  const bool vbmi = bit(ecx, 1), vnni = bit(ecx, 11), bf16 = bit(cpuid(7, 1).eax, 5);
-  return cpu_has_avx512() && vbmi && vnni && bf16;
-}
+bool cpu_has_avx512vnni() { return cpu_has_avx512() && bit(cpuid(7).ecx, 11); }
 
 bool cpu_has_amx() {
   const uint32_t edx = cpuid(7).edx;
   const bool bf16 = bit(edx, 22), tile = bit(edx, 24), int8 = bit(edx, 25);
-  return cpu_has_avx512bf16() && bf16 && tile && int8 && tiles_are_permitted();
+  const bool bf16_vectors = bit(cpuid(7, 1).eax, 5);
+  return cpu_has_avx512vnni() && bf16_vectors && bf16 && tile && int8 && tiles_are_permitted();
 }
 
 }  // namespace bnbx

@@ -6,8 +6,8 @@ namespace bnbx {
 
 bool cpu_has_avx2();        // with FMA and F16C
 bool cpu_has_avx512();      // F, BW, DQ and VL
-bool cpu_has_avx512bf16();  // and VBMI, VNNI, BF16
-bool cpu_has_amx();         // and tiles of bf16 and int8, for which it asks the system's permission
+bool cpu_has_avx512vnni();  // and VNNI
+bool cpu_has_amx();  // and BF16, tiles of bf16 and int8, for which it asks the system's permission
 
 bool cpu_has_neon_dotprod();  // the dot products of int8; NEON itself is on every 64-bit Arm
 

@@ -26,23 +26,6 @@ struct Product4 {
   void* out;
 };
 
-// Calls f with the product in parts of some hundred rows of A, whose sums fit the second-level
-// cache. Rows of A have `depth` values of 16 bits, rows of the output `width`.
-template <class Function>
-static inline void for_parts_of_rows(const Product4& p, int64_t depth, int64_t width,
-                                     Function&& f) {
-  constexpr int64_t kMost = 512, kMultiple = 32;
-  const int64_t parts = ceil_div(p.M, kMost);
-  const int64_t rows = ceil_div(p.M, parts * kMultiple) * kMultiple;
-  for (int64_t m = 0; m < p.M; m += rows) {
-    Product4 part = p;
-    part.A = static_cast<const uint16_t*>(p.A) + m * depth;
-    part.out = static_cast<uint16_t*>(p.out) + m * width;
-    part.M = smaller(rows, p.M - m);
-    f(part);
-  }
-}
-
 static constexpr int64_t kGroup = 64;  // codes
 
 // Whether every group of 64 codes, counted from the start of its row, lies in one block.

@@ -18,9 +18,9 @@ struct Implementation {
 
 // In order of preference.
 const Implementation kImplementations[] = {
-#ifdef BNBX_X86_BF16
+#ifdef BNBX_X86_VNNI
     {"amx", &cpu_has_amx, &amx::kTable},
-    {"avx512bf16", &cpu_has_avx512bf16, &avx512bf16::kTable},
+    {"avx512vnni", &cpu_has_avx512vnni, &avx512vnni::kTable},
 #endif
 #ifdef BNBX_X86
     {"avx512", &cpu_has_avx512, &avx512::kTable},

@@ -59,17 +59,9 @@ static inline __m512i integer_table(const Codebook4& book) {
   return _mm512_broadcast_i64x4(_mm512_cvtepi32_epi16(rounded));
 }
 
-static inline __m512i dot_add(__m512i sum, __m512i a, __m512i b) {
-#ifdef __AVX512VNNI__
-  return _mm512_dpwssd_epi32(sum, a, b);
-#else
-  return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
-#endif
-}
-
 // sums[m][r] = row m of the activations times row r of the weight. `scales` are (kM, kGemvRows,
 // groups).
-template <int kM>
+template <class V, int kM>
 static inline void gemv_rows(const int16_t* A, int64_t groups, const uint8_t* const* B,
                              const float* scales, __m512i table, float sums[kM][kGemvRows]) {
   __m512 acc[kM][kGemvRows];
@@ -85,7 +77,7 @@ static inline void gemv_rows(const int16_t* A, int64_t groups, const uint8_t* co
       for (int m = 0; m < kM; ++m) {
         const int16_t* a = A + (m * groups + g) * kGroup;
         const __m512i half = _mm512_madd_epi16(even, _mm512_load_si512(a));
-        const __m512i dot = dot_add(half, odd, _mm512_load_si512(a + kGroup / 2));
+        const __m512i dot = V::dot(half, {odd}, {_mm512_load_si512(a + kGroup / 2)}).v;
         const __m512 scale = _mm512_set1_ps(scales[(m * kGemvRows + r) * groups + g]);
         acc[m][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc[m][r]);
       }
@@ -124,7 +116,7 @@ static inline void gemv_chunk(const Product4& p, const IntegerRows<V>& A, int64_
         }
       }
       float sums[kM][kGemvRows];
-      gemv_rows<kM>(A.values.get() + m0 * p.K, groups, rows, scales.get(), table, sums);
+      gemv_rows<V, kM>(A.values.get() + m0 * p.K, groups, rows, scales.get(), table, sums);
       for (int m = 0; m < kM; ++m) {
         for (int64_t n = n0; n < smaller(n0 + kGemvRows, p.N); ++n) {
           const float offset = bias == nullptr ? 0.0f : to_float(bias[n]);

@@ -1,4 +1,4 @@
-// AVX-512 with VBMI, VNNI and BF16, and AMX tiles for products of more than a few rows.
+// AVX-512 with VNNI and BF16, and AMX tiles for products of more than a few rows.
 #include "avx/avx512_table.h"
 #include "avx/gemm_4bit_amx.h"
 #include "avx/gemm_4bit_transposed_amx.h"

@@ -34,7 +34,7 @@ extern const KernelTable kTable;
 namespace avx512 {
 extern const KernelTable kTable;
 }
-namespace avx512bf16 {
+namespace avx512vnni {
 extern const KernelTable kTable;
 }
 namespace amx {

@@ -61,7 +61,7 @@ class Chunks {
 // The maps of 8-bit states: state2 has one of its own.
 template <class V>
 struct StateMaps {
-  typename V::Table256 code[2];
+  const float* code[2];
   const Encoder8<V>* encode[2];
 };
 
@@ -72,7 +72,7 @@ struct Block {
   const float* g;
   float* p;
   float* states[3];
-  float absmax[3];  // of the updated states
+  float absmax[3];  // of the updated states, if they are to be encoded
   alignas(64) float buffers[5][kOptimizerBlocksize];
 };
 
@@ -193,7 +193,7 @@ static inline void update_block(const Rule& rule, const Hyperparameters& hyperpa
     V::store(block.p + i, new_p);
     for (int k = 0; k < Rule::kStates; ++k) {
       V::store(block.states[k] + i, states[k]);
-      magnitudes[k] = V::max(magnitudes[k], V::abs_bits(states[k]));
+      if constexpr (kCodes) magnitudes[k] = V::max(magnitudes[k], V::abs_bits(states[k]));
     }
   }
   for (int k = 0; k < Rule::kStates; ++k) {
@@ -318,11 +318,11 @@ void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* 
                                      const Hyperparameters& hyperparameters, Stream) {
   const Encoder8<V> encode1(qmap1);
   if (qmap2 == nullptr) {
-    const StateMaps<V> maps{{V::table256(qmap1), {}}, {&encode1, nullptr}};
+    const StateMaps<V> maps{{qmap1, nullptr}, {&encode1, nullptr}};
     return optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
   }
   const Encoder8<V> encode2(qmap2);
-  const StateMaps<V> maps{{V::table256(qmap1), V::table256(qmap2)}, {&encode1, &encode2}};
+  const StateMaps<V> maps{{qmap1, qmap2}, {&encode1, &encode2}};
   optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
 }
 

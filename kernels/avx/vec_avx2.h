@@ -59,12 +59,6 @@ struct Vec {
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index.v, 28)));
   }
 
-  struct Table256 {
-    const float* entries;
-  };
-  static Table256 table256(const float* entries) { return {entries}; }
-  static F32 lookup(const Table256& table, I32 index) { return gather(table.entries, index); }
-
   static F32 load(const float* p) { return _mm256_loadu_ps(p); }
   static F32 load(const bfloat16* p) {
     const __m256i wide =

@@ -1,11 +1,10 @@
-// The vector vocabulary on AVX-512 F, BW, CD, DQ and VL. vec_scalar.h says what each word means.
+// The vector vocabulary on AVX-512 F, BW, DQ and VL. vec_scalar.h says what each word means.
 #pragma once
 
 #include <immintrin.h>
 
 #include <cstdint>
 
-#include "avx/table256_avx512.h"
 #include "common/types.h"
 
 namespace bnbx {
@@ -79,13 +78,6 @@ struct Vec {
   static Table16 table16(const float* entries) { return {_mm512_loadu_ps(entries)}; }
   static F32 lookup(const Table16& table, I32 index) {
     return _mm512_permutexvar_ps(index.v, table.entries);
-  }
-
-  using Table256 = avx512::Table256;
-  static Table256 table256(const float* entries) { return avx512::table256(entries); }
-  static F32 lookup(const Table256& table, I32 index) {
-    if (table.dynamic) return dynamic_entry(table, index.v);
-    return gather(table.entries, index);
   }
 
   static F32 load(const float* p) { return _mm512_loadu_ps(p); }
@@ -185,7 +177,11 @@ struct Vec {
     return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
   static I32 dot(I32 sum, Int8 a, Int8 b) {
+#ifdef __AVX512VNNI__
+    return _mm512_dpwssd_epi32(sum.v, a.v, b.v);
+#else
     return _mm512_add_epi32(sum.v, _mm512_madd_epi16(a.v, b.v));
+#endif
   }
   static int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 };

@@ -87,12 +87,6 @@ struct Vec {
     return {lookup4(table, index.low), lookup4(table, index.high)};
   }
 
-  struct Table256 {
-    const float* entries;
-  };
-  static Table256 table256(const float* entries) { return {entries}; }
-  static F32 lookup(const Table256& table, I32 index) { return gather(table.entries, index); }
-
   static F32 load(const float* p) { return {vld1q_f32(p), vld1q_f32(p + 4)}; }
   static F32 load(const bfloat16* p) {
     const uint16x8_t x = vld1q_u16(&p->bits);

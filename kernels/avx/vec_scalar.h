@@ -94,13 +94,6 @@ struct Vec {
   }
   static F32 lookup(const Table16& table, I32 index) { return gather(table.entries, index); }
 
-  // A table of 256 floats, which stay where they are.
-  struct Table256 {
-    const float* entries;
-  };
-  static Table256 table256(const float* entries) { return {entries}; }
-  static F32 lookup(const Table256& table, I32 index) { return gather(table.entries, index); }
-
   template <class T>
   static F32 load(const T* p) {
     F32 out;

@@ -25,7 +25,9 @@ ENCODINGS = {"c4": "VEX", "c5": "VEX", "62": "EVEX"}
 
 MASKS = r"k(add|and|andn|mov|not|or|ortest|shift[lr]|test|unpck\w\w|xnor|xor)[bwdq]"
 TILES = r"(tile|tdp|ldtilecfg|sttilecfg)\w*"
-DEEP_LEARNING = r"(vpdp|vdpbf16|vcvtne|vpermb|vperm[it]2b|vpmultishiftqb)\w*"
+VNNI = r"vpdp\w*"
+#: bf16 and bytes.
+BEYOND_VNNI = rf"{TILES}|(vdpbf16|vcvtne|vpermb|vperm[it]2b|vpmultishiftqb)\w*"
 
 DOT_PRODUCTS = r"[su]dot"
 #: bf16, products of int8 matrices, the atomics of Armv8.1, SVE: no kernel asks for these yet.
@@ -41,9 +43,9 @@ FORBIDDEN = {
     "cpu_features": ({"VEX", "EVEX"}, f"{TILES}|{ARM}"),
     "dispatch": ({"VEX", "EVEX"}, f"{TILES}|{ARM}"),
     "isa_scalar": ({"VEX", "EVEX"}, f"{TILES}|{ARM}"),
-    "isa_avx2": ({"EVEX"}, f"{MASKS}|{TILES}|{DEEP_LEARNING}"),
-    "isa_avx512": (set(), f"{TILES}|{DEEP_LEARNING}"),
-    "isa_avx512bf16": (set(), TILES),
+    "isa_avx2": ({"EVEX"}, f"{MASKS}|{VNNI}|{BEYOND_VNNI}"),
+    "isa_avx512": (set(), f"{VNNI}|{BEYOND_VNNI}"),
+    "isa_avx512vnni": (set(), BEYOND_VNNI),
     "isa_amx": (set(), r"(?!)"),
     "isa_neon": (set(), ARM),
     "isa_neon_dotprod": (set(), BEYOND_DOT_PRODUCTS),
