@@ -113,40 +113,13 @@ class NativeBackend:
         blocksize: int,
         quant_type: str,
         bias: Tensor | None = None,
-        absmax_8bit: Tensor | None = None,
-        absmax_code: Tensor | None = None,
-        absmax_offset: Tensor | None = None,
-        absmax_blocksize: int = 256,
+        *nested: Any,
     ) -> Tensor:
-        A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
-        bias_pointer = codes = code = offset = 0
-        if bias is not None:
-            bias = bias.contiguous()
-            bias_pointer = bias.data_ptr()
-        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
-            absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
-            codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
-            offset = absmax_offset.data_ptr()
-        N, K = shapeB
-        self.ext.gemm_4bit(
-            A.data_ptr(),
-            DTYPES[A.dtype],
-            out.numel() // N if N else 0,
-            N,
-            K,
-            B.data_ptr(),
-            absmax.data_ptr(),
-            blocksize,
-            QUANT_TYPES[quant_type],
-            bias_pointer,
-            codes,
-            code,
-            offset,
-            absmax_blocksize,
-            out.data_ptr(),
-            self.stream_of(A),
+        bias = None if bias is None else bias.contiguous()
+        weight = (B, shapeB, absmax, blocksize, quant_type)
+        return self._multiply_4bit(
+            self.ext.gemm_4bit, out, shapeB[0], A, *weight, (_pointer(bias),), *nested
         )
-        return out
 
     def gemm_4bit_transposed(
         self,
@@ -157,6 +130,25 @@ class NativeBackend:
         absmax: Tensor,
         blocksize: int,
         quant_type: str,
+        *nested: Any,
+    ) -> Tensor:
+        weight = (B, shapeB, absmax, blocksize, quant_type)
+        return self._multiply_4bit(
+            self.ext.gemm_4bit_transposed, out, shapeB[1], A, *weight, (), *nested
+        )
+
+    def _multiply_4bit(
+        self,
+        kernel: Callable[..., None],
+        out: Tensor,
+        columns: int,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: tuple[int, ...],
         absmax_8bit: Tensor | None = None,
         absmax_code: Tensor | None = None,
         absmax_offset: Tensor | None = None,
@@ -168,17 +160,16 @@ class NativeBackend:
             absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
             codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
             offset = absmax_offset.data_ptr()
-        N, K = shapeB
-        self.ext.gemm_4bit_transposed(
+        kernel(
             A.data_ptr(),
             DTYPES[A.dtype],
-            out.numel() // K if K else 0,
-            N,
-            K,
+            out.numel() // columns if columns else 0,
+            *shapeB,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,
             QUANT_TYPES[quant_type],
+            *bias,
             codes,
             code,
             offset,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bnbx.backends.reference_rules import Constants, update
 from bnbx.codebooks import get_4bit_type
-from bnbx.ops import OPTIMIZER_BLOCKSIZE, error, packed_bytes
+from bnbx.ops import OPTIMIZER_BLOCKSIZE, packed_bytes
+from bnbx.ops.checks import check_ascending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,13 +149,8 @@ def _scales(
     return _scaled(code[absmax_8bit.view(-1).int()], absmax, blocksize) + offset
 
 
-def _check_ascending(argument: str, code: Tensor) -> None:
-    if not bool((code[1:] >= code[:-1]).all()):
-        raise error(argument, "256 ascending entries", "entries out of order", "Sort the codebook.")
-
-
 def quantize_blockwise(A: Tensor, code: Tensor, blocksize: int) -> tuple[Tensor, Tensor]:
-    _check_ascending("code", code)
+    check_ascending("code", code)
     index, absmax = _nearest(A, code, blocksize)
     return index.to(torch.uint8).view(A.shape), absmax
 
@@ -361,7 +357,7 @@ def optimizer_update_8bit_blockwise(
     if qmap2 is not None:
         quantized.append((state2, absmax2, qmap2))
     for number, (_, _, qmap) in enumerate(quantized, 1):
-        _check_ascending(f"qmap{number}", qmap)
+        check_ascending(f"qmap{number}", qmap)
     for i, parameter in enumerate(p):
         parts = [_parts(codes[i], absmax[i], parameter) for codes, absmax, _ in quantized]
         maps = [qmap for _, _, qmap in quantized]

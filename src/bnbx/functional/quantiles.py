@@ -11,6 +11,7 @@ from torch import Tensor
 from bnbx.functional.blockwise import dequantize_blockwise, quantize_blockwise
 from bnbx.functional.outputs import into
 from bnbx.ops import error
+from bnbx.ops.checks import check_ascending, check_code
 
 
 def estimate_quantiles(
@@ -88,12 +89,6 @@ def create_quantile_map(A: Tensor, total_bits: int = 8) -> Tensor:
     return code.sort().values
 
 
-def _check_ascending(code: Tensor) -> Tensor:
-    if not bool((code[1:] >= code[:-1]).all()):
-        raise error("code", "256 ascending entries", "entries out of order", "Sort the codebook.")
-    return code
-
-
 def quantize_no_absmax(A: Tensor, code: Tensor, out: Tensor | None = None) -> Tensor:
     """Return the index of the nearest entry of a code table for each value.
 
@@ -116,9 +111,9 @@ def quantize_no_absmax(A: Tensor, code: Tensor, out: Tensor | None = None) -> Te
     ValueError
         If a dtype or shape is wrong, or the table is out of order.
     """
-    if code.dtype != torch.float32 or tuple(code.shape) != (256,):
-        raise error("code", "float32 of shape (256,)", f"{code.dtype} of {tuple(code.shape)}")
-    bounds = (_check_ascending(code)[:-1] + code[1:]) / 2
+    check_code("code", code)
+    check_ascending("code", code)
+    bounds = (code[:-1] + code[1:]) / 2
     codes = torch.bucketize(A.float(), bounds.to(A.device), out_int32=True)
     return into("out", out, codes.to(torch.uint8))
 
