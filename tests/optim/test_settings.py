@@ -113,7 +113,7 @@ def test_arguments_of_old_programs_are_taken():
     optimizer = Adam8bit([parameter()], percentile_clipping=100, block_wise=True, is_paged=False)
     assert optimizer.args.optim_bits == 8
     assert optimizer.args.percentile_clipping == 100
-    assert not optimizer.is_paged
+    assert not optimizer.args.is_paged
 
 
 @pytest.mark.parametrize("betas", ["(0.8, 0.99)", "0.8,0.99", " (0.8,0.99) ", [0.8, 0.99]])
