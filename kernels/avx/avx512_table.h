@@ -1,6 +1,7 @@
 // The kernels of AVX-512, with those of its own.
 #pragma once
 
+#include "avx/dynamic_encoder_avx512.h"
 #include "avx/gemv_4bit_int16.h"
 #include "avx/kernels_of.h"
 #include "avx/quantize_4bit_words.h"
@@ -23,6 +24,7 @@ static constexpr KernelTable avx512_table_of() {
   KernelTable table = table_of<V>();
   table.quantize_4bit = &quantize_4bit_words<V>;
   table.gemm_4bit = &gemm_4bit_avx512<V>;
+  table.optimizer_update_8bit_blockwise = &optimizer_update_8bit_blockwise<V, DynamicEncoder<V>>;
   return table;
 }
 

@@ -7,16 +7,6 @@
 
 namespace bnbx::cpu {
 
-template <class V, class T>
-static inline void dequantize_blockwise_block(const uint8_t* A, float absmax, int64_t n,
-                                              const float* code, T* out) {
-  const typename V::F32 scale(absmax);
-  sweep<V>(n, [&](int64_t i, auto lanes) {
-    prefetch(A + i + kOptimizerBlocksize);  // in an optimizer, other work comes before it
-    store<V>(out + i, V::gather(code, load_bytes<V>(A + i, lanes)) * scale, lanes);
-  });
-}
-
 template <class V>
 void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, const float* code,
                           int64_t blocksize, void* out, DType dtype, Stream) {
@@ -26,7 +16,11 @@ void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, cons
       for (; b < end; ++b) {
         const int64_t start = b * blocksize;
         const int64_t count = smaller(blocksize, n - start);
-        dequantize_blockwise_block<V>(A + start, absmax[b], count, code, values + start);
+        const typename V::F32 scale(absmax[b]);
+        sweep<V>(count, [&](int64_t i, auto lanes) {
+          const auto codes = load_bytes<V>(A + start + i, lanes);
+          store<V>(values + start + i, V::gather(code, codes) * scale, lanes);
+        });
       }
     });
   });

@@ -10,7 +10,6 @@
 #include <cmath>
 #include <type_traits>
 
-#include "avx/dequantize_blockwise.h"
 #include "avx/parallel.h"
 #include "avx/quantize_blockwise.h"
 #include "avx/sweep.h"
@@ -58,30 +57,31 @@ class Chunks {
   Workspace<int64_t> first_;
 };
 
-// The maps of 8-bit states: state2 has one of its own.
-template <class V>
-struct StateMaps {
+// What states are stored as: floats, or codes of 8 bits with maps, of which state2 has its own.
+struct FloatStates {
+  static constexpr bool kCodes = false;
+};
+template <class Encoder>
+struct CodedStates {
+  static constexpr bool kCodes = true;
   const float* code[2];
-  const Encoder8<V>* encode[2];
+  const Encoder* encode[2];
 };
 
-// One block of a parameter as floats, in the tensors themselves or in the buffers. A last, partial
-// vector is whole here; its other lanes are zero.
-template <class V>
+// One block of a parameter as floats, in the tensors themselves or in buffers; coded states are
+// decoded on the way. A last, partial vector is whole here.
 struct Block {
   const float* g;
   float* p;
-  float* states[3];
-  float absmax[3];  // of the updated states, if they are to be encoded
-  alignas(64) float buffers[5][kOptimizerBlocksize];
+  float* states[3];         // coded states: of what comes out
+  const uint8_t* codes[3];  // of what goes in
+  float scales[3];          // their absmax
 };
 
-// Zeroes the lanes of the last vector that hold none of the n values.
-template <class V>
-static inline void clear_tail(float* values, int64_t n) {
-  const int64_t lanes = n % V::kWidth;
-  if (lanes != 0) memset(values + n, 0, (V::kWidth - lanes) * sizeof(float));
-}
+struct Buffers {
+  alignas(64) float floats[5][kOptimizerBlocksize];
+  alignas(64) uint8_t codes[3][kOptimizerBlocksize];
+};
 
 template <class V, class T>
 static inline float* as_floats(T* values, int64_t n, float* buffer) {
@@ -100,74 +100,97 @@ static inline void from_floats(const float* floats, int64_t n, T* values) {
   sweep<V>(n, [&](int64_t i, auto lanes) { store<V>(values + i, V::load(floats + i), lanes); });
 }
 
+// A type as a value.
+template <class T>
+struct Named {
+  using Type = T;
+};
+
+static inline int map_of(int state) { return state == 1; }
+
 // Where a block of a state lies. The third state follows the first in its tensors.
 struct StateBlock {
   void* state;  // of the whole parameter
   float* absmax;
   int64_t start, number;  // of the block, in elements and in blocks
-  int map;
 
   BNBX_MEMBER StateBlock(const ParameterUpdate& u, int k, int64_t block_start)
       : state(k == 1 ? u.state2 : u.state1),
         absmax(k == 1 ? u.absmax2 : u.absmax1),
         start(k == 2 ? u.numel + block_start : block_start),
-        number(block_start / kOptimizerBlocksize),
-        map(k == 1) {
+        number(block_start / kOptimizerBlocksize) {
     if (k == 2) number += ceil_div(u.numel, kOptimizerBlocksize);
   }
 };
 
-template <class V>
-static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
-                       int64_t start, int64_t n, Block<V>& block) {
+template <class V, class States>
+static Block open_block(const ParameterUpdate& u, int states, int64_t start, int64_t n,
+                        Buffers& buffers) {
+  Block block;
   with_type(u.g_dtype, [&](auto type) {
     auto* g = static_cast<const decltype(type)*>(u.g) + start;
-    block.g = as_floats<V>(const_cast<decltype(type)*>(g), n, block.buffers[3]);
+    block.g = as_floats<V>(const_cast<decltype(type)*>(g), n, buffers.floats[3]);
   });
   with_type(u.p_dtype, [&](auto type) {
-    block.p = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, block.buffers[4]);
+    block.p = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, buffers.floats[4]);
   });
   for (int k = 0; k < states; ++k) {
     const StateBlock at(u, k, start);
-    if (maps == nullptr) {
-      block.states[k] = as_floats<V>(static_cast<float*>(at.state) + at.start, n, block.buffers[k]);
-    } else {
+    if constexpr (States::kCodes) {
       const uint8_t* codes = static_cast<const uint8_t*>(at.state) + at.start;
-      block.states[k] = block.buffers[k];
-      dequantize_blockwise_block<V>(codes, at.absmax[at.number], n, maps->code[at.map],
-                                    block.states[k]);
-      clear_tail<V>(block.states[k], n);
+      for (int64_t i = 0; i < n; i += 64) prefetch(codes + i + kOptimizerBlocksize);
+      if (n % V::kWidth != 0) {
+        memcpy(buffers.codes[k], codes, n);
+        memset(buffers.codes[k] + n, 0, V::kWidth - n % V::kWidth);
+        codes = buffers.codes[k];
+      }
+      block.codes[k] = codes;
+      block.scales[k] = at.absmax[at.number];
+      block.states[k] = buffers.floats[k];
+    } else {
+      block.states[k] =
+          as_floats<V>(static_cast<float*>(at.state) + at.start, n, buffers.floats[k]);
     }
   }
+  return block;
 }
 
-template <class V>
-static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
-                        int64_t start, int64_t n, const Block<V>& block) {
+template <class V, class States>
+static void close_block(const ParameterUpdate& u, int states, const States& stored, int64_t start,
+                        int64_t n, const float* absmax, const Block& block) {
   with_type(u.p_dtype, [&](auto type) {
     from_floats<V>(block.p, n, static_cast<decltype(type)*>(u.p) + start);
   });
   for (int k = 0; k < states; ++k) {
     const StateBlock at(u, k, start);
-    if (maps == nullptr) {
-      from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
+    if constexpr (States::kCodes) {
+      at.absmax[at.number] = absmax[k];
+      quantize_blockwise_block<V>(static_cast<const float*>(block.states[k]), absmax[k], n,
+                                  *stored.encode[map_of(k)],
+                                  static_cast<uint8_t*>(at.state) + at.start);
     } else {
-      uint8_t* codes = static_cast<uint8_t*>(at.state) + at.start;
-      at.absmax[at.number] = block.absmax[k];
-      quantize_blockwise_block<V>(static_cast<const float*>(block.states[k]), block.absmax[k], n,
-                                  *maps->encode[at.map], codes);
+      from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
     }
   }
 }
 
-// One block's update; `scale` makes it shorter. `kCodes`: the states have 8 bits. They have lost
-// more than the last place of a float, so quick arithmetic will do; and while they are decoded and
-// encoded no gradient is read, so the next block's is asked for. States of 32 bits need no asking.
-template <class V, bool kCodes, class Rule>
-static inline void update_block(const Rule& rule, const Hyperparameters& hyperparameters,
-                                float scale, int64_t n, Block<V>& block) {
+template <class V, class States>
+static inline typename V::F32 state_of(const States& stored, const Block& block, int k, int64_t i) {
+  if constexpr (States::kCodes) {
+    const auto codes = V::load_bytes(block.codes[k] + i);
+    return V::gather(stored.code[map_of(k)], codes) * typename V::F32(block.scales[k]);
+  } else {
+    return V::load(block.states[k] + i);
+  }
+}
+
+// One block's update; `scale` makes it shorter. Leaves the largest magnitude of each coded state.
+// Takes copies: what is known by reference would be read again after each store.
+template <class V, class Rule, class States>
+static inline void update_block(const Rule rule, const Hyperparameters& hyperparameters,
+                                float scale, const States stored, int64_t n, const Block block,
+                                float* absmax) {
   using F32 = typename V::F32;
-  using F = std::conditional_t<kCodes, typename V::Quick, F32>;
   const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
   const F32 decay(rule.decay), step_size(rule.step_size * scale);
   const bool skip_zeros = hyperparameters.skip_zeros;
@@ -176,41 +199,43 @@ static inline void update_block(const Rule& rule, const Hyperparameters& hyperpa
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     const F32 p = V::load(block.p + i);
-    if constexpr (kCodes) {
+    if constexpr (States::kCodes) {  // while codes are made, nothing else would be read
       prefetch(block.g + i + kOptimizerBlocksize);
       prefetch(block.p + i + kOptimizerBlocksize);
     }
-    F states[Rule::kStates];
-    for (int k = 0; k < Rule::kStates; ++k) states[k] = V::load(block.states[k] + i);
-    const F32 direction = rule(F(g), F(p), states);
+    F32 old[Rule::kStates], states[Rule::kStates];
+    for (int k = 0; k < Rule::kStates; ++k) old[k] = states[k] = state_of<V>(stored, block, k, i);
+    const F32 direction = rule(g, p, states);
     F32 new_p = p * decay - direction * step_size;
     if (skip_zeros) {
       new_p = V::where_zero(g, p, new_p);
-      for (int k = 0; k < Rule::kStates; ++k) {
-        states[k] = V::where_zero(g, V::load(block.states[k] + i), states[k]);
-      }
+      for (int k = 0; k < Rule::kStates; ++k) states[k] = V::where_zero(g, old[k], states[k]);
     }
     V::store(block.p + i, new_p);
     for (int k = 0; k < Rule::kStates; ++k) {
       V::store(block.states[k] + i, states[k]);
-      if constexpr (kCodes) magnitudes[k] = V::max(magnitudes[k], V::abs_bits(states[k]));
+      if constexpr (States::kCodes) magnitudes[k] = V::max(magnitudes[k], V::abs_bits(states[k]));
     }
   }
-  for (int k = 0; k < Rule::kStates; ++k) {
-    block.absmax[k] = finite_magnitude<V>(magnitudes[k]);
+  if constexpr (States::kCodes) {
+    for (int k = 0; k < Rule::kStates; ++k) {
+      absmax[k] = n % V::kWidth == 0 ? finite_magnitude<V>(magnitudes[k])
+                                     : finite_absmax<V>(block.states[k], n);
+    }
   }
 }
 
 // Writes the directions of one block's update.
-template <class V, class Rule>
+template <class V, class Rule, class States>
 static inline void directions_of_block(const Rule& rule, const Hyperparameters& hyperparameters,
-                                       int64_t n, const Block<V>& block, float* directions) {
+                                       const States& stored, int64_t n, const Block& block,
+                                       float* directions) {
   using F32 = typename V::F32;
   const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     F32 states[Rule::kStates];
-    for (int k = 0; k < Rule::kStates; ++k) states[k] = V::load(block.states[k] + i);
+    for (int k = 0; k < Rule::kStates; ++k) states[k] = state_of<V>(stored, block, k, i);
     F32 direction = rule(g, V::load(block.p + i), states);
     if (hyperparameters.skip_zeros) direction = V::where_zero(g, F32(0.0f), direction);
     V::store(directions + i, direction);
@@ -231,9 +256,9 @@ static double sum_of_squares(const float* values, int64_t n) {
 // throughout may move freely: no share of its norm would ever let it.
 //
 // The sums are added up in the order of the blocks, whatever thread has made them.
-template <class V, class Rule>
+template <class V, class Rule, class States>
 static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, int64_t count,
-                          const StateMaps<V>* maps, const Hyperparameters& hyperparameters,
+                          const States& stored, const Hyperparameters& hyperparameters,
                           const Chunks& chunks, float* scales) {
   struct Squares {
     double p, directions;
@@ -241,10 +266,10 @@ static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, 
   const auto sums = allocate<Squares>(chunks.first(count));
   for (int64_t c = 0; c < chunks.first(count); ++c) sums[c] = {0.0, 0.0};
   chunks.for_each_block([&](int64_t chunk, int64_t i, int64_t start, int64_t n) {
-    Block<V> block;
+    Buffers buffers;
     alignas(64) float directions[kOptimizerBlocksize];
-    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
-    directions_of_block<V>(rules[i], hyperparameters, n, block, directions);
+    const Block block = open_block<V, States>(parameters[i], Rule::kStates, start, n, buffers);
+    directions_of_block<V>(rules[i], hyperparameters, stored, n, block, directions);
     sums[chunk].p += sum_of_squares<V>(block.p, n);
     sums[chunk].directions += sum_of_squares<V>(directions, n);
   });
@@ -261,9 +286,9 @@ static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, 
   }
 }
 
-template <class V, class Rule>
+template <class V, class Rule, class States>
 static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count,
-                                const StateMaps<V>* maps, const Hyperparameters& hyperparameters) {
+                                const States& stored, const Hyperparameters& hyperparameters) {
   const auto rules = allocate<Rule>(count);
   const auto scales = allocate<float>(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -273,57 +298,54 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
   }
   const Chunks chunks(parameters, count);
   if (hyperparameters.max_unorm > 0.0) {
-    limit_updates<V>(rules.get(), parameters, count, maps, hyperparameters, chunks, scales.get());
+    limit_updates<V>(rules.get(), parameters, count, stored, hyperparameters, chunks, scales.get());
   }
   chunks.for_each_block([&](int64_t, int64_t i, int64_t start, int64_t n) {
-    Block<V> block;
-    open_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
-    if (maps == nullptr) {
-      update_block<V, false>(rules[i], hyperparameters, scales[i], n, block);
-    } else {
-      update_block<V, true>(rules[i], hyperparameters, scales[i], n, block);
-    }
-    close_block<V>(parameters[i], Rule::kStates, maps, start, n, block);
+    Buffers buffers;
+    float absmax[Rule::kStates];
+    const Block block = open_block<V, States>(parameters[i], Rule::kStates, start, n, buffers);
+    update_block<V>(rules[i], hyperparameters, scales[i], stored, n, block, absmax);
+    close_block<V>(parameters[i], Rule::kStates, stored, start, n, absmax, block);
   });
 }
 
-template <class V>
+template <class V, class States>
 static void optimizer_update(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
-                             const StateMaps<V>* maps, const Hyperparameters& h) {
+                             const States& stored, const Hyperparameters& h) {
+  const auto update = [&](auto by) {
+    return optimizer_update_by<V, typename decltype(by)::Type>(parameters, count, stored, h);
+  };
   switch (rule) {
-    case OptimizerRule::kAdam: return optimizer_update_by<V, Adam>(parameters, count, maps, h);
-    case OptimizerRule::kMomentum:
-      return optimizer_update_by<V, Momentum<false>>(parameters, count, maps, h);
-    case OptimizerRule::kNesterov:
-      return optimizer_update_by<V, Momentum<true>>(parameters, count, maps, h);
-    case OptimizerRule::kRMSprop:
-      return optimizer_update_by<V, RMSprop>(parameters, count, maps, h);
-    case OptimizerRule::kAdagrad:
-      return optimizer_update_by<V, Adagrad>(parameters, count, maps, h);
-    case OptimizerRule::kLion: return optimizer_update_by<V, Lion>(parameters, count, maps, h);
-    case OptimizerRule::kAdEMAMix:
-      return optimizer_update_by<V, AdEMAMix>(parameters, count, maps, h);
+    case OptimizerRule::kAdam: return update(Named<Adam>{});
+    case OptimizerRule::kMomentum: return update(Named<Momentum<false>>{});
+    case OptimizerRule::kNesterov: return update(Named<Momentum<true>>{});
+    case OptimizerRule::kRMSprop: return update(Named<RMSprop>{});
+    case OptimizerRule::kAdagrad: return update(Named<Adagrad>{});
+    case OptimizerRule::kLion: return update(Named<Lion>{});
+    case OptimizerRule::kAdEMAMix: return update(Named<AdEMAMix>{});
   }
 }
 
 template <class V>
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream) {
-  optimizer_update<V>(rule, parameters, count, nullptr, hyperparameters);
+  optimizer_update<V>(rule, parameters, count, FloatStates{}, hyperparameters);
 }
 
-template <class V>
+// `Encoder` finds the nearest entries of a map.
+template <class V, class Encoder = Encoder8<V>>
 void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
                                      int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream) {
-  const Encoder8<V> encode1(qmap1);
+  using States = CodedStates<Encoder>;
+  const Encoder encode1(qmap1);
   if (qmap2 == nullptr) {
-    const StateMaps<V> maps{{qmap1, nullptr}, {&encode1, nullptr}};
-    return optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
+    const States stored{{qmap1, nullptr}, {&encode1, nullptr}};
+    return optimizer_update<V>(rule, parameters, count, stored, hyperparameters);
   }
-  const Encoder8<V> encode2(qmap2);
-  const StateMaps<V> maps{{qmap1, qmap2}, {&encode1, &encode2}};
-  optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
+  const Encoder encode2(qmap2);
+  const States stored{{qmap1, qmap2}, {&encode1, &encode2}};
+  optimizer_update<V>(rule, parameters, count, stored, hyperparameters);
 }
 
 }  // namespace bnbx::cpu

@@ -7,6 +7,23 @@
 
 namespace bnbx::cpu {
 
+// Writes nearest(A[i] * factor), an index below 256.
+template <class V, class T, class Nearest>
+static inline void encode_with(const T* A, float factor, int64_t n, uint8_t* out,
+                               Nearest&& nearest) {
+  const typename V::F32 scale(factor);
+  const auto index = [&](int64_t i) { return nearest(V::load(A + i) * scale); };
+  constexpr int64_t kWidth = V::kWidth;
+  int64_t i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    V::store_bytes(out + i, index(i), index(i + kWidth), index(i + 2 * kWidth),
+                   index(i + 3 * kWidth));
+  }
+  sweep<V>(n - i, [&](int64_t j, auto lanes) {
+    store_bytes<V>(out + i + j, nearest(load<V>(A + i + j, lanes) * scale), lanes);
+  });
+}
+
 // Finds the nearest entry for values in [-1, 1].
 //
 // The top 16 bits of a float (sign, exponent, seven bits of fraction) select a cell. In the
@@ -17,7 +34,10 @@ namespace bnbx::cpu {
 template <class V>
 class Encoder8 {
  public:
-  explicit Encoder8(const float* code) {
+  Encoder8() = default;
+  explicit Encoder8(const float* code) { set(code); }
+
+  void set(const float* code) {
     for (int i = 0; i < 255; ++i) bounds_[i] = (code[i] + code[i + 1]) / 2.0f;
     bounds_[255] = 3.0e38f;
     int cell = 0;
@@ -35,7 +55,14 @@ class Encoder8 {
     for (; cell < 2 * kCells; ++cell) cells_[cell] = entry(255, 0xffff);
   }
 
-  BNBX_MEMBER typename V::I32 operator()(typename V::F32 x) const {
+  // Writes the index of the nearest entry for each A[i] * factor.
+  template <class T>
+  BNBX_MEMBER void encode(const T* A, float factor, int64_t n, uint8_t* out) const {
+    encode_with<V>(A, factor, n, out, [this](typename V::F32 x) { return nearest(x); });
+  }
+
+ private:
+  BNBX_MEMBER typename V::I32 nearest(typename V::F32 x) const {
     using I32 = typename V::I32;
     const I32 bits = V::bits(x);
     const I32 sign = V::template shift_right<31>(bits);
@@ -53,7 +80,6 @@ class Encoder8 {
     return index;
   }
 
- private:
   static constexpr int kSmallest = (127 - 24) << 7;  // 2^-24; smaller magnitudes share its cell
   static constexpr int kCells = (24 << 7) + 1;       // of one sign, up to 1.0
 
@@ -78,17 +104,14 @@ class Encoder8 {
 };
 
 // Quantizes one block, of which finite_absmax is known.
-template <class V, class T>
+template <class V, class T, class Encoder>
 static inline void quantize_blockwise_block(const T* A, float absmax, int64_t n,
-                                            const Encoder8<V>& encode, uint8_t* out) {
+                                            const Encoder& encoder, uint8_t* out) {
   if (absmax != absmax) {  // decodes to NaN whatever the codes are
     memset(out, 0, n);
     return;
   }
-  const typename V::F32 inverse(1.0f / larger(absmax, kSmallestAbsmax));
-  sweep<V>(n, [&](int64_t i, auto lanes) {
-    store_bytes<V>(out + i, encode(load<V>(A + i, lanes) * inverse), lanes);
-  });
+  encoder.encode(A, 1.0f / larger(absmax, kSmallestAbsmax), n, out);
 }
 
 template <class V>

@@ -42,7 +42,6 @@ static inline F32 sign(F32 a) {
 
 struct Vec {
   using F32 = avx2::F32;
-  using Quick = F32;
   using I32 = avx2::I32;
   static constexpr int kWidth = 8;
   static constexpr int kTileRows = 2;
@@ -115,6 +114,12 @@ struct Vec {
     const __m128i packed =
         _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), packed);
+  }
+  static void store_bytes(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    const __m256i words[] = {_mm256_packus_epi32(a.v, b.v), _mm256_packus_epi32(c.v, d.v)};
+    const __m256i bytes = _mm256_packus_epi16(words[0], words[1]);  // within each half of a vector
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
   }
   static void store_rounded(int8_t* p, F32 a) {
     store_bytes(reinterpret_cast<uint8_t*>(p), _mm256_cvtps_epi32(a.v));

@@ -40,34 +40,11 @@ static inline F32 sign(F32 a) {
   return _mm512_mask_or_ps(a.v, signed_lanes, bit, _mm512_set1_ps(1.0f));
 }
 
-// Floats whose quotients and roots may be off by one in the last place: a first guess and one step
-// of Newton's method, which take half the time of exact ones. Infinity counts as the largest float.
-struct Quick : F32 {
-  Quick() = default;
-  Quick(F32 x) : F32(x) {}  // NOLINT(google-explicit-constructor)
-  explicit Quick(float x) : F32(x) {}
-};
-
-static inline F32 sqrt(Quick a) {
-  const __m512 x = _mm512_min_ps(_mm512_set1_ps(3.4028235e38f), a.v);  // NaN stays
-  const __m512 inverse = _mm512_rsqrt14_ps(_mm512_max_ps(_mm512_set1_ps(1.17549435e-38f), x));
-  const __m512 guess = _mm512_mul_ps(x, inverse);
-  const __m512 half = _mm512_mul_ps(inverse, _mm512_set1_ps(0.5f));
-  return _mm512_fmadd_ps(_mm512_fnmadd_ps(guess, guess, x), half, guess);
-}
-
-static inline F32 operator/(Quick a, F32 b) {
-  const __m512 inverse = _mm512_rcp14_ps(b.v);
-  const __m512 guess = _mm512_mul_ps(a.v, inverse);
-  return _mm512_fmadd_ps(_mm512_fnmadd_ps(b.v, guess, a.v), inverse, guess);
-}
-
 // `Isa` only gives the functions a name of their own for each file that is compiled with other
 // flags.
 template <class Isa>
 struct Vec {
   using F32 = avx512::F32;
-  using Quick = avx512::Quick;
   using I32 = avx512::I32;
   static constexpr int kWidth = 16;
   static constexpr int kTileRows = 4;
@@ -121,6 +98,12 @@ struct Vec {
   }
   static void store_bytes(uint8_t* p, I32 a) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+  }
+  static void store_bytes(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    const __m512i words[] = {_mm512_packus_epi32(a.v, b.v), _mm512_packus_epi32(c.v, d.v)};
+    const __m512i bytes = _mm512_packus_epi16(words[0], words[1]);  // within each quarter
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, bytes));
   }
   static void store_rounded(int8_t* p, F32 a) {
     store_bytes(reinterpret_cast<uint8_t*>(p), _mm512_cvtps_epi32(a.v));

@@ -66,7 +66,6 @@ static inline F32 sign(F32 a) { return {sign(a.low), sign(a.high)}; }
 template <class Isa>
 struct Vec {
   using F32 = neon::F32;
-  using Quick = F32;
   using I32 = neon::I32;
   static constexpr int kWidth = 8;
   // With four rows of B: 16 of the 32 registers for sums, 8 for B, 2 for A.
@@ -131,6 +130,12 @@ struct Vec {
   static void store_bytes(uint8_t* p, I32 a) {
     const int16x8_t words = vcombine_s16(vmovn_s32(a.low), vmovn_s32(a.high));
     vst1_u8(p, vreinterpret_u8_s8(vmovn_s16(words)));
+  }
+  static void store_bytes(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    store_bytes(p, a);
+    store_bytes(p + 8, b);
+    store_bytes(p + 16, c);
+    store_bytes(p + 24, d);
   }
   static void store_rounded(int8_t* p, F32 a) {
     store_bytes(reinterpret_cast<uint8_t*>(p), I32(vcvtnq_s32_f32(a.low), vcvtnq_s32_f32(a.high)));

@@ -76,8 +76,6 @@ static inline F32 sign(F32 a) {
 
 struct Vec {
   using F32 = scalar::F32;
-  // Floats whose quotients and roots may be off by one in the last place, where that is faster.
-  using Quick = F32;
   using I32 = scalar::I32;
   static constexpr int kWidth = 8;
   // Rows of A that a product holds in registers at a time, with four rows of B.
@@ -125,6 +123,13 @@ struct Vec {
   // The low byte of each lane.
   static void store_bytes(uint8_t* p, I32 a) {
     for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(a.v[i]);
+  }
+  // The same of four vectors, whose lanes must be below 256.
+  static void store_bytes(uint8_t* p, I32 a, I32 b, I32 c, I32 d) {
+    store_bytes(p, a);
+    store_bytes(p + kWidth, b);
+    store_bytes(p + 2 * kWidth, c);
+    store_bytes(p + 3 * kWidth, d);
   }
   // To nearest, ties to even; the values must fit.
   static void store_rounded(int8_t* p, F32 a) {

@@ -1,0 +1,129 @@
+// Finding the nearest entry of a dynamic map (Dettmers et al. 2022, 8-bit optimizers, section 2.2)
+// by arithmetic, on AVX-512: two thirds of the time of the table of cells.
+//
+// The entries of a decade are evenly spaced, so within one the code is a linear function of the
+// magnitude, rounded down. The exponent tells the decade, if need be after a comparison with the
+// one decade that begins in its octave. Magnitudes within 16 units in the last place of the middle
+// of two entries may get the code of either.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+
+#include "avx/quantize_blockwise.h"
+#include "common/types.h"
+
+namespace bnbx::cpu {
+
+template <class V>
+class DynamicEncoder {
+ public:
+  explicit DynamicEncoder(const float* code) : zero_(code[0] < 0.0f ? 127 : 0) {
+    set_decades(code);
+    dynamic_ = is_right(code);
+    if (!dynamic_) cells_.set(code);
+  }
+
+  BNBX_MEMBER void encode(const float* A, float factor, int64_t n, uint8_t* out) const {
+    if (!dynamic_) return cells_.encode(A, factor, n, out);
+    const Decades decades = decades_;  // in registers: stores could change what is in memory
+    if (zero_ != 0) {
+      encode_with<V>(A, factor, n, out, [=](F32 x) { return nearest<true>(decades, x.v); });
+    } else {
+      encode_with<V>(A, factor, n, out, [=](F32 x) { return nearest<false>(decades, x.v); });
+    }
+  }
+
+ private:
+  using F32 = typename V::F32;
+  using I32 = typename V::I32;
+
+  // Decade 0 is the entry 0 alone and the last one the entry 1.0.
+  static constexpr int kLast = 8;
+
+  struct Decades {
+    __m512 starts[2];  // by the exponent, modulo 32: where in its octave a decade begins
+    __m512i first[2];  // likewise: the decade before that
+    __m512 slope, intercept, limit;  // by the decade: of its linear function
+  };
+
+  template <bool kSigned>
+  static I32 nearest(const Decades& decades, __m512 x) {
+    // The larger of two magnitudes; what is smaller than 2^-30 belongs to the entry 0.
+    const __m512 magnitude = _mm512_range_ps(x, _mm512_set1_ps(0x1p-30f), 0b1011);
+    const __m512i octave = _mm512_srli_epi32(_mm512_castps_si512(magnitude), 23);
+    const __m512 start = _mm512_permutex2var_ps(decades.starts[0], octave, decades.starts[1]);
+    const __m512i first = _mm512_permutex2var_epi32(decades.first[0], octave, decades.first[1]);
+    const __m512i decade = _mm512_mask_add_epi32(
+        first, _mm512_cmp_ps_mask(magnitude, start, _CMP_GT_OQ), first, _mm512_set1_epi32(1));
+    const __m512 linear = _mm512_fmadd_ps(magnitude, _mm512_permutexvar_ps(decade, decades.slope),
+                                          _mm512_permutexvar_ps(decade, decades.intercept));
+    const __m512 entry = _mm512_min_ps(linear, _mm512_permutexvar_ps(decade, decades.limit));
+    if (!kSigned) return _mm512_cvttps_epi32(entry);
+    const __m512 with_sign = _mm512_or_ps(entry, _mm512_and_ps(x, _mm512_set1_ps(-0.0f)));
+    const __m512i index = _mm512_add_epi32(_mm512_cvttps_epi32(with_sign), _mm512_set1_epi32(127));
+    return _mm512_max_epi32(index, _mm512_setzero_si512());  // there is no entry -1.0
+  }
+
+  // Entries are counted from the entry 0.
+  void set_decades(const float* code) {
+    float starts[32], slope[16] = {}, intercept[16] = {}, limit[16] = {};
+    int32_t first[32] = {};
+    int entry = 1, firsts[kLast + 1] = {};
+    for (int decade = 1; decade < kLast; ++decade) {
+      const int entries = (zero_ != 0 ? 1 : 2) << (decade - 1);
+      const double begin = std::pow(10.0, decade - kLast), width = 9.0 * begin / entries;
+      slope[decade] = static_cast<float>(1.0 / width);
+      intercept[decade] = static_cast<float>(entry - begin / width);
+      firsts[decade] = entry;
+      entry += entries;
+      limit[decade] = static_cast<float>(entry) - 0.25f;
+    }
+    firsts[kLast] = entry;
+    intercept[kLast] = limit[kLast] = static_cast<float>(entry);
+    // Larger magnitudes are in the decade, or in a later one.
+    const auto start_of = [&](int decade) {
+      const float* at = code + zero_ + firsts[decade];
+      return (at[-1] + at[0]) / 2.0f;
+    };
+    for (int i = 0; i < 32; ++i) starts[i] = 3.0e38f;
+    for (int exponent = -30; exponent <= 0; ++exponent) {
+      const int octave = (127 + exponent) % 32;
+      int decade = 0;
+      while (decade < kLast && start_of(decade + 1) < std::ldexp(1.0f, exponent)) ++decade;
+      first[octave] = decade;
+      if (decade < kLast) starts[octave] = start_of(decade + 1);
+    }
+    decades_ = {{_mm512_loadu_ps(starts), _mm512_loadu_ps(starts + 16)},
+                {_mm512_loadu_si512(first), _mm512_loadu_si512(first + 16)},
+                _mm512_loadu_ps(slope),
+                _mm512_loadu_ps(intercept),
+                _mm512_loadu_ps(limit)};
+  }
+
+  // Whether the map is a dynamic one: every entry and both sides of every middle get their codes.
+  bool is_right(const float* code) const {
+    for (int i = 0; i < 256; ++i) {
+      if (index_of(code[i]) != i) return false;
+      if (i == 255) break;
+      const float middle = (code[i] + code[i + 1]) / 2.0f, ulps = std::fabs(middle) * 0x1p-19f;
+      if (index_of(middle - ulps) != i || index_of(middle + ulps) != i + 1) return false;
+    }
+    return true;
+  }
+
+  int index_of(float x) const {
+    const __m512 lanes = _mm512_set1_ps(x);
+    const I32 index = zero_ != 0 ? nearest<true>(decades_, lanes) : nearest<false>(decades_, lanes);
+    return _mm512_cvtsi512_si32(index.v);
+  }
+
+  Decades decades_;
+  int zero_;  // index of the entry 0
+  bool dynamic_;
+  Encoder8<V> cells_;
+};
+
+}  // namespace bnbx::cpu
