@@ -51,8 +51,10 @@ class DynamicEncoder {
 
   template <bool kSigned>
   static I32 nearest(const Decades& decades, __m512 x) {
-    // The larger of two magnitudes; what is smaller than 2^-30 belongs to the entry 0.
-    const __m512 magnitude = _mm512_range_ps(x, _mm512_set1_ps(0x1p-30f), 0b1011);
+    // What is smaller than 2^-30 belongs to the entry 0. The range is the larger magnitude.
+    const __m512 smallest = _mm512_set1_ps(0x1p-30f);
+    const __m512 magnitude =
+        kSigned ? _mm512_range_ps(x, smallest, 0b1011) : _mm512_max_ps(x, smallest);
     const __m512i octave = _mm512_srli_epi32(_mm512_castps_si512(magnitude), 23);
     const __m512 start = _mm512_permutex2var_ps(decades.starts[0], octave, decades.starts[1]);
     const __m512i first = _mm512_permutex2var_epi32(decades.first[0], octave, decades.first[1]);
