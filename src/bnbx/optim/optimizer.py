@@ -329,7 +329,8 @@ class KbitOptimizer(torch.optim.Optimizer):
         if p.numel() < config["min_8bit_size"]:
             dtype = torch.float32
         zeros = self._pages.zeros if config["is_paged"] else torch.zeros
-        return new_state(p, dtype, RULES[self._rule], self._maps, zeros)
+        with self._pages.all_or_nothing():
+            return new_state(p, dtype, RULES[self._rule], self._maps, zeros)
 
     def _update(self, batch: _Batch) -> None:
         states = batch.states

@@ -11,6 +11,7 @@ a bus error (SIGBUS) that ends the process when a page of it is written.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import math
@@ -65,7 +66,8 @@ class PagedMemory:
     ----------
     directory
         Where the files are made. It should be on a local disk with a file system that writes in
-        place, such as ext4, XFS or APFS; in a tmpfs states would still take up memory.
+        place, such as ext4 or XFS: one that copies what it writes (Btrfs, ZFS) may lack the space
+        later, which ends the process. In a tmpfs states would still take up memory.
     budget_bytes
         The most that the states of all optimizers with this object may reserve in this process,
         in bytes. None: whatever the disk has.
@@ -85,7 +87,8 @@ class PagedMemory:
     -----
     The files have no name and vanish with the last tensor that lies in them, or with the process.
     A process that was forked off, such as the workers of a ``DataLoader``, may read the states of
-    its parent but not update them. A copy of the optimizer (``deepcopy``, ``pickle``) has its
+    its parent but not update them. A disk that fails ends the process with SIGBUS, as is the way of
+    mapped files. A copy of the optimizer (``deepcopy``, ``pickle``) has its
     states in memory until its first step, which moves them to a file of their own.
 
     Examples
@@ -230,9 +233,7 @@ class _File(mmap.mmap):
         try:
             _reserve(self.descriptor, start, nbytes)
         except OSError as failure:
-            # What was reserved before the disk was full must not stay so.
-            os.ftruncate(self.descriptor, start)
-            os.ftruncate(self.descriptor, len(self))
+            self.shrink(start)  # some of it may have been reserved
             disk = os.fstatvfs(self.descriptor)
             got = f"{disk.f_bavail * disk.f_frsize:,} bytes free ({failure.strerror})"
             hint = "Free some, or choose another directory."
@@ -240,6 +241,12 @@ class _File(mmap.mmap):
             raise error("paging", expected, got, hint) from failure
         self.used += nbytes
         return start
+
+    def shrink(self, used: int) -> None:
+        """Give back all space behind the first ``used`` bytes."""
+        self.used = used
+        os.ftruncate(self.descriptor, used)
+        os.ftruncate(self.descriptor, len(self))
 
     def check(self) -> None:
         """Raise ``ValueError`` if bytes are missing, before touching them ends the process."""
@@ -259,6 +266,10 @@ class _File(mmap.mmap):
 
 
 def _reserve(descriptor: int, start: int, nbytes: int) -> None:
+    disk = os.fstatvfs(descriptor)
+    if disk.f_blocks and disk.f_bavail * disk.f_frsize < nbytes:
+        # Without asking, others would find the disk full until this has failed.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if sys.platform != "darwin":
         os.posix_fallocate(descriptor, start, nbytes)
         return
@@ -299,6 +310,17 @@ class Pages:
         start = file.reserve(nbytes)
         return torch.frombuffer(file, dtype=dtype, count=count, offset=start).view(shape)
 
+    @contextlib.contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Give back what was reserved inside if it fails: half a state is of no use."""
+        before = {file: file.used for file in self._files}
+        try:
+            yield
+        except ValueError:
+            for file, used in before.items():
+                file.shrink(used)
+            raise
+
     def place(self, value: Tensor) -> Tensor:
         """Return a state where it belongs: itself if it is there, or a copy."""
         if self._memory is None or value.device.type != "cpu" or self._span(value) is not None:
@@ -330,10 +352,10 @@ class Pages:
         they are then given up: unmapped and, one turn later, when the disk has had time to write
         them, dropped from the memory of the system.
         """
-        if self._memory is None or not self._files:
+        bound = None if self._memory is None else self._memory.resident_bytes
+        if bound is None and sum(file.used for file in self._files) <= _TURN_BYTES:
             yield 0, len(states)
             return
-        bound = self._memory.resident_bytes
         # Three turns are in memory at a time: one being written, one updated, one read.
         turns = list(self._turns(states, _TURN_BYTES if bound is None else bound // 3))
         before: list[_Span] = []
