@@ -108,6 +108,7 @@ def test_what_is_reserved(tmp_path):
     optimizer.step()
     assert memory.reserved_bytes == expected
     assert list(tmp_path.iterdir()) == []  # the file has no name
+    descriptor = next(iter(optimizer._pages._files)).descriptor
     kept = optimizer.state[params[0]]["state1"]
     before = kept.clone()
     del optimizer
@@ -115,6 +116,8 @@ def test_what_is_reserved(tmp_path):
     assert torch.equal(kept, before)
     del kept
     assert memory.reserved_bytes == 0
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_states_that_are_forgotten_free_their_space(memory):

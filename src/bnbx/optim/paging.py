@@ -216,7 +216,8 @@ class _File(mmap.mmap):
             os.ftruncate(file.fileno(), length)
             self = super().__new__(cls, file.fileno(), length)
             self.descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self.descriptor)
+        # Not at exit: a step of another exit handler would check what then has that number.
+        weakref.finalize(self, os.close, self.descriptor).atexit = False
         self.directory = directory
         self.used = 0
         self.address = torch.frombuffer(self, dtype=torch.uint8).data_ptr()
@@ -299,9 +300,10 @@ class Pages:
             If the budget or the disk does not have the space.
         """
         count = math.prod(shape)
-        nbytes = -(-count * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
+        nbytes = count * dtype.itemsize
         if self._memory is None or device.type != "cpu" or nbytes < _SMALLEST_BYTES:
             return torch.zeros(shape, dtype=dtype, device=device)
+        nbytes = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         self._memory.check_budget(nbytes)
         file = next((f for f in self._files if len(f) - f.used >= nbytes), None)
         if file is None:
@@ -323,9 +325,9 @@ class Pages:
 
     def place(self, value: Tensor) -> Tensor:
         """Return a state where it belongs: itself if it is there, or a copy."""
-        if self._memory is None or value.device.type != "cpu" or self._span(value) is not None:
+        if value.device.type != "cpu" or value.nbytes < _SMALLEST_BYTES:
             return value
-        if value.nbytes < _SMALLEST_BYTES:
+        if self._memory is None or self._span(value) is not None:
             return value
         return self.zeros(value.shape, dtype=value.dtype, device=value.device).copy_(value)
 
