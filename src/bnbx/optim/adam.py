@@ -43,15 +43,17 @@ class Adam(KbitOptimizer, rule="adam"):
     min_8bit_size
         Parameters with fewer elements get 32-bit states.
     is_paged
-        Whether states may be moved out of the memory of an accelerator. States of parameters on a
-        CPU are in main memory either way, so there it changes nothing; elsewhere it is refused.
+        Whether states may be moved out of memory. Those of parameters on a CPU are then kept in
+        files if there is a ``paging``, and in memory if there is none; elsewhere it is refused.
     **options
         ``skip_zeros=True`` leaves parameter and state alone where the gradient is exactly 0.
         ``maximize=True`` goes up the gradient. ``max_unorm`` above 0 shortens an update whose norm,
         without ``lr``, is above that share of the parameter's norm; a parameter of zeros is free.
         ``percentile_clipping`` below 100 shortens a gradient whose norm is above that percentile of
-        the parameter's last 100; see :func:`bnbx.functional.percentile_clipping`. ``block_wise``
-        is taken for programs written for old releases of bitsandbytes and must be True.
+        the parameter's last 100; see :func:`bnbx.functional.percentile_clipping`. ``paging``, a
+        :class:`~bnbx.optim.PagedMemory`, says in which directory the files of paged states are, and
+        makes the optimizer a paged one. ``block_wise`` is taken for programs written for old
+        releases of bitsandbytes and must be True.
 
     Raises
     ------

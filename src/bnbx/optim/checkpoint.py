@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bnbx.ops import OptimizerState
 
     Check = Callable[[str, Any, str], Any]
+    New = Callable[..., Tensor]  # makes a tensor from shape, dtype and device
 
 Groups = list[dict[str, Any]]
 States = dict[Tensor, dict[str, Any]]
@@ -69,6 +70,7 @@ def read_states(
     saved_states: Any,
     states: Sequence[OptimizerState],
     move_to_device: bool,
+    new_for: Callable[[Tensor], New] = lambda _: torch.empty,
 ) -> States:
     """Return copies of the saved states by parameter.
 
@@ -84,6 +86,8 @@ def read_states(
         What the optimizer's rule keeps as ``state1``, ``state2``...
     move_to_device
         Put the copies on the device of the parameter and not where the saved tensors are.
+    new_for
+        Returns what makes the tensors for the state of a parameter.
 
     Raises
     ------
@@ -101,7 +105,7 @@ def read_states(
             raise error(where, expected, repr(number))
         p, name = parameters[number]
         device = p.device if move_to_device else None
-        state = _read_state(f"{where}[{number!r}]{name}", saved, p, states, device)
+        state = _read_state(f"{where}[{number!r}]{name}", saved, p, states, device, new_for(p))
         if state:
             loaded[p] = state
     return loaded
@@ -140,6 +144,7 @@ def _read_state(
     p: Tensor,
     states: Sequence[OptimizerState],
     device: torch.device | None,
+    new: New,
 ) -> dict[str, Any]:
     """Return a checked copy of one state; entries that are not ours are copied as they are."""
     entries = _unwrapped(where, saved)
@@ -153,7 +158,7 @@ def _read_state(
         if key in entries:
             specs[key] = (torch.float32, (numel,))
     tensors = {
-        key: _read_tensor(f"{where}[{key!r}]", entries.pop(key, None), spec, device)
+        key: _read_tensor(f"{where}[{key!r}]", entries.pop(key, None), spec, device, new)
         for key, spec in specs.items()
     }
     for key in _KNOWN:
@@ -185,11 +190,13 @@ def _read_step(where: str, saved: Any) -> int:
     return int(value)
 
 
-def _read_tensor(where: str, saved: Any, spec: TensorSpec, device: torch.device | None) -> Tensor:
+def _read_tensor(
+    where: str, saved: Any, spec: TensorSpec, device: torch.device | None, new: New
+) -> Tensor:
     dtype, shape = spec
     expected = f"a tensor of {dtype} and shape {shape}"
     if not isinstance(saved, Tensor):
         raise error(where, expected, "nothing" if saved is None else type(saved).__name__)
     if saved.dtype != dtype or tuple(saved.shape) != shape:
         raise error(where, expected, f"{saved.dtype} and shape {tuple(saved.shape)}")
-    return torch.empty(shape, dtype=dtype, device=device or saved.device).copy_(saved)
+    return new(shape, dtype=dtype, device=device or saved.device).copy_(saved)

@@ -13,6 +13,7 @@ from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
+from bnbx.optim.paging import Pages, paged_memory, paged_parameters
 from bnbx.optim.settings import Options, checked, checked_share
 from bnbx.optim.state import STATE_DTYPES, QuantizationMaps, local, new_state, wrapped
 
@@ -31,6 +32,15 @@ class _Batch:
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
     gradients: list[Tensor] = dataclasses.field(default_factory=list)
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def part(self, start: int, stop: int) -> _Batch:
+        """Return the batch with these of its parameters only."""
+        return dataclasses.replace(
+            self,
+            parameters=self.parameters[start:stop],
+            gradients=self.gradients[start:stop],
+            states=self.states[start:stop],
+        )
 
 
 #: The settings that no constructor has to give, with their values.
@@ -119,8 +129,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         defaults = {**defaults, "maximize": options.get("maximize", False)}
         settings = {**_DEFAULT_SETTINGS, **settings, **options}
         settings.pop("maximize", None)
+        paging = settings.pop("paging", None)
         settings["optim_bits"] = self._fixed_bits(settings["optim_bits"])
-        settings["is_paged"] = self._paged or settings["is_paged"]
+        settings["is_paged"] = self._paged or paging is not None or settings["is_paged"]
         if isinstance(args, dict):
             hint = "Pass types.SimpleNamespace(**args)."
             raise error("args", "an object with attributes", "a dict", hint)
@@ -128,6 +139,8 @@ class KbitOptimizer(torch.optim.Optimizer):
         for key, value in settings.items():
             where = "args." if hasattr(args, key) else ""
             setattr(self.args, key, self._checked(key, getattr(args, key, value), where))
+        self._paging = paged_memory(paging, self.args.is_paged)
+        self._pages = Pages(self._paging)
         self._maps = QuantizationMaps()
         self._placed = True
         super().__init__(
@@ -212,16 +225,18 @@ class KbitOptimizer(torch.optim.Optimizer):
         Raises
         ------
         ValueError
-            If a gradient is sparse or a parameter has a dtype that is not supported. Nothing is
-            updated then.
+            If a gradient is sparse, if a parameter has a dtype that is not supported, or if paged
+            states cannot be made or are lost. Nothing is updated then.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._pages.check_step()
         self._place_states()
         for batch in self._batches():
-            self._update(batch)
+            for start, stop in self._pages.turns(batch.states):
+                self._update(batch.part(start, stop))
         return loss
 
     def _batches(self) -> list[_Batch]:
@@ -313,7 +328,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         dtype = STATE_DTYPES[checked("optim_bits", config["optim_bits"])]
         if p.numel() < config["min_8bit_size"]:
             dtype = torch.float32
-        return new_state(p, dtype, RULES[self._rule], self._maps)
+        zeros = self._pages.zeros if config["is_paged"] else torch.zeros
+        with self._pages.all_or_nothing():
+            return new_state(p, dtype, RULES[self._rule], self._maps, zeros)
 
     def _update(self, batch: _Batch) -> None:
         states = batch.states
@@ -360,10 +377,12 @@ class KbitOptimizer(torch.optim.Optimizer):
         """Put loaded states where their parameters are, and let equal maps be one tensor."""
         if self._placed:
             return
+        paged = paged_parameters(self.param_groups, self.args)
         for p, state in self.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     moved = value.to(p.device)
+                    moved = self._pages.place(moved) if p in paged else moved
                     state[key] = self._maps.share(moved) if key.startswith("qmap") else moved
         self._placed = True
 
@@ -379,6 +398,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             parameter its ``step`` and, under the key ``"__bnb_optimizer_quant_state__"``, its
             tensors. They are the optimizer's own, not copies.
         """
+        self._pages.check()
         state_dict = super().state_dict()
         state = {key: wrapped(value) for key, value in state_dict["state"].items()}
         return {**state_dict, "state": state}
@@ -405,18 +425,22 @@ class KbitOptimizer(torch.optim.Optimizer):
             state_dict = state_dict if result is None else result
         saved_groups: Any = state_dict.get("param_groups")
         groups = read_groups(self.param_groups, saved_groups, self._checked)
+        pages = Pages(self._paging)
+        paged = paged_parameters(groups, self.args)
         state = read_states(
             self.param_groups,
             saved_groups,
             state_dict.get("state"),
             RULES[self._rule],
             move_to_device,
+            lambda p: pages.zeros if p in paged else torch.empty,
         )
-        self.__setstate__({"state": state, "param_groups": groups})
+        self.__setstate__({"state": state, "param_groups": groups, "_pages": pages})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        self._pages.check()
         overrides = GlobalOptimManager.get_instance().overrides()
         overridden = [
             (p, overrides[id(p)])
@@ -424,12 +448,14 @@ class KbitOptimizer(torch.optim.Optimizer):
             for p in group["params"]
             if id(p) in overrides
         ]
-        return {**super().__getstate__(), "args": self.args, "overrides": overridden}
+        own = {"args": self.args, "_paging": self._paging, "overrides": overridden}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         overridden = state.pop("overrides", [])
         super().__setstate__(state)
+        self._pages = state.get("_pages") or Pages(self._paging)
         self._maps = QuantizationMaps()
         self._placed = False
         for p, config in overridden:

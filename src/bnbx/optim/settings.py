@@ -17,6 +17,8 @@ from bnbx.ops import error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bnbx.optim.paging import PagedMemory
+
 
 class CommonOptions(TypedDict, total=False):
     """Keyword arguments that every optimizer takes beside those in its signature."""
@@ -29,6 +31,8 @@ class CommonOptions(TypedDict, total=False):
     block_wise: bool
     #: Shorten gradients longer than this percentile of the parameter's last 100; 100: none.
     percentile_clipping: int
+    #: Keep the states of parameters on a CPU in files of its directory.
+    paging: PagedMemory | None
 
 
 class Options(CommonOptions, total=False):
@@ -102,6 +106,11 @@ SETTINGS: dict[str, Setting] = {
     "skip_zeros": _FLAG,
     "max_unorm": _AT_LEAST_ZERO,
     "is_paged": _FLAG,
+    "paging": Setting(
+        lambda _: False,
+        "nothing, because it is an argument of the optimizer only",
+        "Groups and parameters may have their own is_paged.",
+    ),
     "amsgrad": _only(supported=False),
     "centered": _only(supported=False),
     "adam_w_mode": _only(supported=True),

@@ -19,7 +19,7 @@ from bnbx.codebooks import create_dynamic_map
 from bnbx.ops import OPTIMIZER_BLOCKSIZE, blocks_of, state_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from bnbx.ops import OptimizerState
 
@@ -83,12 +83,16 @@ def tensor_specs(
 
 
 def new_state(
-    p: Tensor, dtype: torch.dtype, states: Sequence[OptimizerState], maps: QuantizationMaps
+    p: Tensor,
+    dtype: torch.dtype,
+    states: Sequence[OptimizerState],
+    maps: QuantizationMaps,
+    zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Any]:
-    """Return the state of a parameter before its first step."""
+    """Return the state of a parameter before its first step, its tensors made by ``zeros``."""
     state: dict[str, Any] = {"step": 0}
     for key, (kind, shape) in tensor_specs(local(p).shape, dtype, states).items():
-        state[key] = torch.zeros(shape, dtype=kind, device=p.device)
+        state[key] = zeros(shape, dtype=kind, device=p.device)
     if dtype == torch.uint8:
         for number, (signed, _) in enumerate(states, 1):
             state[f"qmap{number}"] = maps.dynamic(signed, p.device)
