@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 
     from torch.optim.optimizer import ParamsT
 
+    from bnbx.ops import OptimizerState
+
 
 @dataclasses.dataclass
-class _Batch:
+class Batch:
     """Parameters that one call of the operation updates."""
 
     rule: str
-    hyperparameters: tuple[float, ...]
+    hyperparameters: tuple[Any, ...]
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
     gradients: list[Tensor] = dataclasses.field(default_factory=list)
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 #: The settings that no constructor has to give, with their values.
-_DEFAULT_SETTINGS = {
+DEFAULT_SETTINGS = {
     "optim_bits": 32,
     "min_8bit_size": 4096,
     "is_paged": False,
@@ -47,7 +49,7 @@ _DEFAULT_SETTINGS = {
 #: The settings that need the norm of a whole parameter, their value for none, and what they keep.
 _NORM_STATES = (("max_unorm", 0.0, "unorm_vec", 1), ("percentile_clipping", 100, "gnorm_vec", 100))
 
-_Constants = tuple[str, tuple[float, ...]]  # rule and hyperparameters
+_Constants = tuple[str, tuple[Any, ...]]  # rule and hyperparameters
 
 
 class KbitOptimizer(torch.optim.Optimizer):
@@ -79,8 +81,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         The settings in force.
     """
 
-    #: Name of the update rule, one of ``bnbx.ops.RULES``.
+    #: Name of the update rule, one of ``bnbx.ops.RULES``, and the states that it keeps.
     _rule: ClassVar[str]
+    _kept: ClassVar[tuple[OptimizerState, ...]]
     #: Bits that the class fixes, if it does.
     _bits: ClassVar[int | None] = None
     #: Whether the class fixes ``is_paged``.
@@ -100,6 +103,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if rule is not None:
             cls._rule = rule
+            cls._kept = RULES[rule]
         if bits is not None:
             cls._bits = bits
         if paged:
@@ -117,7 +121,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             msg = f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}"
             raise TypeError(msg)
         defaults = {**defaults, "maximize": options.get("maximize", False)}
-        settings = {**_DEFAULT_SETTINGS, **settings, **options}
+        settings = {**DEFAULT_SETTINGS, **settings, **options}
         settings.pop("maximize", None)
         settings["optim_bits"] = self._fixed_bits(settings["optim_bits"])
         settings["is_paged"] = self._paged or settings["is_paged"]
@@ -178,14 +182,29 @@ class KbitOptimizer(torch.optim.Optimizer):
             not float32, float16 or bfloat16, or if one stands twice in the group.
         """
         where = f"param_groups[{len(self.param_groups)}]"
-        group = self._with_betas(param_group, self.defaults["betas"], f"{where}.")
+        group = self._with_betas(param_group, self.defaults.get("betas"), f"{where}.")
         group = {key: self._checked(key, value, f"{where}.") for key, value in group.items()}
         super().add_param_group(group)
         try:
-            _check_parameters(where, self.param_groups[-1]["params"])
+            self._check_parameters(where, self.param_groups[-1]["params"])
         except ValueError:
             self.param_groups.pop()
             raise
+
+    @classmethod
+    def _check_parameters(cls, where: str, parameters: list[Tensor]) -> None:
+        if len(set(parameters)) != len(parameters):
+            raise error(f"{where}['params']", "each parameter once", "one of them twice")
+        for number, p in enumerate(parameters):
+            if p.requires_grad:
+                cls._check_parameter(f"{where}['params'][{number}]", p)
+
+    @classmethod
+    def _check_parameter(cls, where: str, p: Tensor) -> None:
+        """Refuse a parameter that cannot be trained; a family may refuse more."""
+        if p.dtype not in FLOAT_DTYPES:
+            expected = "a parameter of float32, float16 or bfloat16"
+            raise error(where, expected, p.dtype, "Leave it out, or set requires_grad to False.")
 
     # The step --------------------------------------------------------------------------------
 
@@ -224,9 +243,9 @@ class KbitOptimizer(torch.optim.Optimizer):
             self._update(batch)
         return loss
 
-    def _batches(self) -> list[_Batch]:
+    def _batches(self) -> list[Batch]:
         """Sort the parameters that have gradients by what one call of the operation can share."""
-        batches: dict[tuple[Any, ...], _Batch] = {}
+        batches: dict[tuple[Any, ...], Batch] = {}
         known: dict[tuple[int, int], _Constants] = {}
         for p, gradient, state, config in self._with_gradients():
             # Hundreds of parameters have the same settings: their constants are made once, and
@@ -241,7 +260,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             key = (constants, p.device, id(state.get("qmap1")), id(state.get("qmap2")))
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(*constants)
+                batch = batches[key] = Batch(*constants)
             batch.parameters.append(p)
             batch.gradients.append(gradient)
             batch.states.append(state)
@@ -259,7 +278,7 @@ class KbitOptimizer(torch.optim.Optimizer):
                     continue
                 config = shared
                 if overrides and id(p) in overrides:
-                    own = self._with_betas(overrides[id(p)], shared["betas"])
+                    own = self._with_betas(overrides[id(p)], shared.get("betas"))
                     config = {**shared, **own}
                 state = self.state[p]
                 if gradient.layout is not torch.strided or not state or _needs_norms(config):
@@ -271,7 +290,7 @@ class KbitOptimizer(torch.optim.Optimizer):
     def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
         return self._rule
 
-    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[float, ...]:  # noqa: ARG002
+    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the constants of a step from ``lr`` on, in the order of the operation's schema."""
         beta1, beta2, *beta3 = self._checked("betas", config["betas"])
         return (
@@ -295,7 +314,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             hint = "Make it dense; embeddings take sparse=False."
             raise error(f"{where}.grad", "a dense gradient", g.layout, hint)
         if not state:
-            _check_dtype(where, p)
+            self._check_parameter(where, p)
             state.update(self._new_state(p, config))
         for setting, off, key, numel in _NORM_STATES:
             if config[setting] == off:
@@ -310,12 +329,12 @@ class KbitOptimizer(torch.optim.Optimizer):
         if config["is_paged"] and p.device.type not in {"cpu", "meta"}:
             hint = "Use the class without Paged in its name."
             raise error("is_paged", "False for states on a device other than a CPU", p.device, hint)
-        dtype = STATE_DTYPES[checked("optim_bits", config["optim_bits"])]
+        dtype = STATE_DTYPES[self._checked("optim_bits", config["optim_bits"])]
         if p.numel() < config["min_8bit_size"]:
             dtype = torch.float32
-        return new_state(p, dtype, RULES[self._rule], self._maps)
+        return new_state(p, dtype, self._kept, self._maps)
 
-    def _update(self, batch: _Batch) -> None:
+    def _update(self, batch: Batch) -> None:
         states = batch.states
 
         def column(key: str) -> list[Tensor]:
@@ -409,7 +428,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             self.param_groups,
             saved_groups,
             state_dict.get("state"),
-            RULES[self._rule],
+            self._kept,
             move_to_device,
         )
         self.__setstate__({"state": state, "param_groups": groups})
@@ -451,17 +470,3 @@ def _clipped(
     _, _, scale = percentile_clipping(local(gradient), state["gnorm_vec"], step, percentile)
     sign = hyperparameters[7]
     return (*hyperparameters[:7], sign * float(scale), *hyperparameters[8:])
-
-
-def _check_parameters(where: str, parameters: list[Tensor]) -> None:
-    if len(set(parameters)) != len(parameters):
-        raise error(f"{where}['params']", "each parameter once", "one of them twice")
-    for number, p in enumerate(parameters):
-        if p.requires_grad:
-            _check_dtype(f"{where}['params'][{number}]", p)
-
-
-def _check_dtype(where: str, p: Tensor) -> None:
-    if p.dtype not in FLOAT_DTYPES:
-        expected = "a parameter of float32, float16 or bfloat16"
-        raise error(where, expected, p.dtype, "Leave it out, or set requires_grad to False.")
