@@ -341,14 +341,17 @@ def test_8bit_training_follows_32bit_training(device):
         hidden = [p for p in model.parameters() if p.dim() == 2]
         others = [p for p in model.parameters() if p.dim() != 2]
         optimizers = [cls(hidden, lr=0.05, min_8bit_size=256), AdamW8bit(others, lr=1e-2)]
+        schedulers = [
+            torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=80) for o in optimizers
+        ]
         values = []
         for _ in range(80):
             loss = torch.nn.functional.mse_loss(model(x), target)
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
+            for step in (*optimizers, *schedulers):
+                step.step()
             values.append(loss.item())
         return values
 

@@ -189,7 +189,9 @@ def _read_tensor(where: str, saved: Any, spec: TensorSpec, device: torch.device 
     dtype, shape = spec
     expected = f"a tensor of {dtype} and shape {shape}"
     if not isinstance(saved, Tensor):
-        raise error(where, expected, "nothing" if saved is None else type(saved).__name__)
+        # torch looks for the names in optimizer.state, and the saved ones stand in WRAPPER.
+        hint = "Leave out flatten_optimizer_state_dict." if saved == {} else ""
+        raise error(where, expected, "nothing" if saved is None else type(saved).__name__, hint)
     if saved.dtype != dtype or tuple(saved.shape) != shape:
         raise error(where, expected, f"{saved.dtype} and shape {tuple(saved.shape)}")
     return torch.empty(shape, dtype=dtype, device=device or saved.device).copy_(saved)

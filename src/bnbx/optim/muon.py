@@ -144,7 +144,7 @@ class Muon(KbitOptimizer):
 
     @classmethod
     def _checked(cls, key: str, value: Any, where: str = "") -> Any:
-        if key in SETTINGS and key not in _OWN and value != DEFAULT_SETTINGS.get(key):
+        if key in SETTINGS and key not in _OWN and value not in (DEFAULT_SETTINGS.get(key), False):
             expected = f"nothing, because {cls.__name__} has no such setting"
             raise error(f"{where}{key}", expected, repr(value))
         return super()._checked(key, value, where)
@@ -159,7 +159,7 @@ class Muon(KbitOptimizer):
             expected = f"a whole matrix for {cls.__name__}, not a shard of one"
             raise error(where, expected, f"placements {placements}", _HINT)
 
-    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[Any, ...]:  # noqa: ARG002
+    def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:  # noqa: ARG002
         # Overrides of single parameters may name what the constructor refuses.
         config = {key: self._checked(key, value) for key, value in config.items()}
         own = {key: config[key] for key in _Constants._fields}

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
+from bnbx.backends import reference
 from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import FLOAT_DTYPES, RULES, error
+from bnbx.optim.capture import counted_on_device, counted_on_host, refuse_uncaptured
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.settings import Options, checked, checked_share
@@ -120,9 +123,10 @@ class KbitOptimizer(torch.optim.Optimizer):
         if unknown := options.keys() - Options.__annotations__.keys():
             msg = f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}"
             raise TypeError(msg)
-        defaults = {**defaults, "maximize": options.get("maximize", False)}
+        flags = {key: options.get(key, False) for key in ("maximize", "capturable")}
+        defaults = {**defaults, **flags}
         settings = {**DEFAULT_SETTINGS, **settings, **options}
-        settings.pop("maximize", None)
+        settings = {key: value for key, value in settings.items() if key not in flags}
         settings["optim_bits"] = self._fixed_bits(settings["optim_bits"])
         settings["is_paged"] = self._paged or settings["is_paged"]
         if isinstance(args, dict):
@@ -214,6 +218,8 @@ class KbitOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # A step is one call of the kernels already. Traced, it would be compiled again for each count.
+    @_disable_dynamo  # torch.compiler.disable would load dynamo as soon as bnbx is imported
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
@@ -253,7 +259,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             step = state["step"] + 1
             constants = known.get((id(config), step))
             if constants is None:
-                constants = self._rule_of(config), self._hyperparameters(config, step)
+                constants = self._rule_of(config), self._constants(config, step)
                 known[id(config), step] = constants
             if config["percentile_clipping"] < 100:
                 constants = constants[0], _clipped(constants[1], gradient, state, config)
@@ -281,7 +287,7 @@ class KbitOptimizer(torch.optim.Optimizer):
                     own = self._with_betas(overrides[id(p)], shared.get("betas"))
                     config = {**shared, **own}
                 state = self.state[p]
-                if gradient.layout is not torch.strided or not state or _needs_norms(config):
+                if gradient.layout is not torch.strided or not state or _needs_more(config):
                     where = f"param_groups[{group_number}]['params'][{number}]"
                     self._prepare(p, gradient, state, config, where)
                 found.append((p, gradient, state, config))
@@ -290,7 +296,15 @@ class KbitOptimizer(torch.optim.Optimizer):
     def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
         return self._rule
 
-    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[Any, ...]:  # noqa: ARG002
+    def _constants(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:
+        if not config["capturable"]:
+            return self._hyperparameters(config, step)
+        # A rate that is a tensor stays one, so that what it holds at a replay counts.
+        factor, *others = self._hyperparameters({**config, "lr": 1.0}, step)
+        lr = config["lr"]
+        return factor * (lr.reshape(()) if isinstance(lr, Tensor) else lr), *others
+
+    def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the constants of a step from ``lr`` on, in the order of the operation's schema."""
         beta1, beta2, *beta3 = self._checked("betas", config["betas"])
         return (
@@ -316,9 +330,13 @@ class KbitOptimizer(torch.optim.Optimizer):
         if not state:
             self._check_parameter(where, p)
             state.update(self._new_state(p, config))
+        if config["capturable"]:
+            counted_on_device(state, p.device)
         for setting, off, key, numel in _NORM_STATES:
             if config[setting] == off:
                 continue
+            if config["capturable"] and setting == "percentile_clipping":
+                raise error(f"{setting} of {where}", f"{off} with capturable=True", config[setting])
             if any(not placement.is_replicate() for placement in getattr(p, "placements", ())):
                 expected = f"{off} for a parameter of which each process has a shard"
                 raise error(f"{setting} of {where}", expected, config[setting])
@@ -346,6 +364,11 @@ class KbitOptimizer(torch.optim.Optimizer):
         targets = [shard.contiguous() for shard in shards]
         gradients = [local(gradient) for gradient in batch.gradients]
         steps = [state["step"] + 1 for state in states]
+        ops: Any = torch.ops.bnbx
+        if isinstance(steps[0], Tensor):
+            ops = reference
+        else:
+            refuse_uncaptured(batch.parameters[0])
         limited = batch.hyperparameters[-1] > 0.0
         moments = (
             batch.rule,
@@ -356,7 +379,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             column("unorm_vec") if limited else [],
         )
         if "qmap1" in states[0]:
-            torch.ops.bnbx.optimizer_update_8bit_blockwise(
+            ops.optimizer_update_8bit_blockwise(
                 *moments,
                 states[0]["qmap1"],
                 states[0].get("qmap2"),
@@ -366,14 +389,17 @@ class KbitOptimizer(torch.optim.Optimizer):
                 *batch.hyperparameters,
             )
         else:
-            torch.ops.bnbx.optimizer_update_32bit(*moments, steps, *batch.hyperparameters)
+            ops.optimizer_update_32bit(*moments, steps, *batch.hyperparameters)
         for shard, target in zip(shards, targets, strict=True):
             if target is not shard:
                 shard.copy_(target)
         # Kernels write past autograd, which must know that values saved for backward have changed.
         torch.autograd.graph.increment_version(batch.parameters)
         for state, step in zip(states, steps, strict=True):
-            state["step"] = step
+            if isinstance(step, Tensor):
+                state["step"].copy_(step)
+            else:
+                state["step"] = step
 
     def _place_states(self) -> None:
         """Put loaded states where their parameters are, and let equal maps be one tensor."""
@@ -399,7 +425,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             tensors. They are the optimizer's own, not copies.
         """
         state_dict = super().state_dict()
-        state = {key: wrapped(value) for key, value in state_dict["state"].items()}
+        state = {key: wrapped(counted_on_host(value)) for key, value in state_dict["state"].items()}
         return {**state_dict, "state": state}
 
     def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
@@ -455,8 +481,9 @@ class KbitOptimizer(torch.optim.Optimizer):
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
 
 
-def _needs_norms(config: dict[str, Any]) -> bool:
-    return bool(config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100)
+def _needs_more(config: dict[str, Any]) -> bool:
+    norms = config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100
+    return bool(norms or config["capturable"])
 
 
 def _clipped(

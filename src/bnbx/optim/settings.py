@@ -25,6 +25,8 @@ class CommonOptions(TypedDict, total=False):
     skip_zeros: bool
     #: Go up the gradient and not down.
     maximize: bool
+    #: Step in a way that a CUDA graph can capture, with the step counts in tensors.
+    capturable: bool
     #: Taken for programs written for old releases of bitsandbytes: True, the only way there is.
     block_wise: bool
     #: Shorten gradients longer than this percentile of the parameter's last 100; 100: none.
@@ -111,6 +113,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "nesterov": _FLAG,
     "maximize": _FLAG,
+    "capturable": _FLAG,
     "optim_bits": Setting(lambda value: isinstance(value, int) and value in {8, 32}, "8 or 32"),
     "min_8bit_size": Setting(_is_at_least_zero, "a number of elements, at least 0"),
     "skip_zeros": _FLAG,
