@@ -47,13 +47,14 @@ class Adam(KbitOptimizer, rule="adam"):
         CPU are in main memory either way, so there it changes nothing; elsewhere it is refused.
     **options
         ``skip_zeros=True`` leaves parameter and state alone where the gradient is exactly 0.
-        ``maximize=True`` goes up the gradient. ``capturable=True`` lets a CUDA graph capture the step:
-        the update is made of PyTorch's operations, which is slower outside of a graph, and a rate
-        that is to change is a tensor on the parameters' device. ``max_unorm`` above 0 shortens an update whose norm,
+        ``maximize=True`` goes up the gradient. ``max_unorm`` above 0 shortens an update whose norm,
         without ``lr``, is above that share of the parameter's norm; a parameter of zeros is free.
         ``percentile_clipping`` below 100 shortens a gradient whose norm is above that percentile of
         the parameter's last 100; see :func:`bnbx.functional.percentile_clipping`. ``block_wise``
         is taken for programs written for old releases of bitsandbytes and must be True.
+        ``capturable=True`` lets a CUDA graph capture the step: the update is then made of PyTorch's
+        operations, slower outside of a graph, and a rate that is to change has to be a tensor on
+        the parameters' device; percentile clipping is refused.
 
     Raises
     ------
