@@ -324,9 +324,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         self, p: Tensor, g: Tensor, state: dict[str, Any], config: dict[str, Any], where: str
     ) -> None:
         """Refuse what cannot be updated, and make what a state lacks."""
-        if g.layout is not torch.strided:
-            hint = "Make it dense; embeddings take sparse=False."
-            raise error(f"{where}.grad", "a dense gradient", g.layout, hint)
+        refuse_sparse(f"{where}.grad", g)
         if not state:
             self._check_parameter(where, p)
             state.update(self._new_state(p, config))
@@ -479,6 +477,13 @@ class KbitOptimizer(torch.optim.Optimizer):
         self._placed = False
         for p, config in overridden:
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
+
+
+def refuse_sparse(where: str, gradient: Tensor) -> None:
+    """Raise ``ValueError`` with where a gradient stands if it is not dense."""
+    if gradient.layout is not torch.strided:
+        hint = "Make it dense; embeddings take sparse=False."
+        raise error(where, "a dense gradient", gradient.layout, hint)
 
 
 def _needs_more(config: dict[str, Any]) -> bool:
