@@ -311,6 +311,11 @@ def test_lars_in_plain_torch_takes_other_dtypes_closures_and_no_gradients():
 
     assert optimizer.step(closure) > optimizer.step(closure)
     assert torch.equal(frozen, torch.ones(3))
+    before = p.detach().clone()
+    frozen.grad = torch.ones(3).to_sparse()
+    with pytest.raises(ValueError, match=r"^param_groups\[0\]\['params'\]\[1\]\.grad: .*dense"):
+        optimizer.step()
+    assert torch.equal(p, before)
     with pytest.raises(ValueError, match="^momentum: expected"):
         optim.PytorchLARS([p], momentum=1.5)
     with pytest.raises(ValueError, match=r"^param_groups\[1\]\.max_unorm: expected"):

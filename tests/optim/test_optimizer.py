@@ -214,6 +214,38 @@ def test_schedulers_move_rates_and_betas(ours, theirs, settings, device):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-5)
 
 
+@every_maker
+def test_schedulers_closures_and_later_groups_are_as_if_set_by_hand(cls, device):
+    params = parameters(3, device, 700)
+    others = copies(params)
+    optimizer, plain = (cls([ps[0]], lr=0.01, min_8bit_size=0) for ps in (params, others))
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=6)
+
+    def loss_of(ps):
+        for p in ps:
+            p.grad = p.detach().sin()
+        torch.nn.utils.clip_grad_norm_(ps, 3.0)
+        return 7.0
+
+    seen = set()
+    for step in range(7):
+        (ours, *_), (theirs, *_) = optimizer.param_groups, plain.param_groups
+        theirs["lr"], theirs["betas"] = ours["lr"], tuple(ours["betas"])
+        seen.add((ours["lr"], *ours["betas"]))
+        assert optimizer.step(lambda: loss_of(params)) == 7.0
+        loss_of(others)
+        plain.step()
+        if step < 5:
+            scheduler.step()
+        else:
+            for o, ps in ((optimizer, params), (plain, others)):
+                o.add_param_group({"params": ps[step - 4], "lr": 0.02, "weight_decay": 0.1})
+    for p, q in zip(params, others, strict=True):
+        assert torch.equal(p, q)
+    assert len(seen) == 6
+    assert [optimizer.state[p]["step"] for p in params[:2]] == [7, 1]
+
+
 def test_rate_may_be_a_tensor(device):
     p = parameters(1, device)[0]
     q = copies([p])[0]

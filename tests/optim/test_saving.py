@@ -7,7 +7,13 @@ import json
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 
 from bnbx.optim import Adam8bit, flatten_state_dict, unflatten_state_dict
 
@@ -111,3 +117,25 @@ def test_distributed_checkpoint_of_plain_state_dicts(tmp_path):
     second[1].load_state_dict(read)
     second[0].load_state_dict(first[0].state_dict())
     assert_both_go_on_alike(first, second)
+
+
+@every_maker
+@pytest.mark.parametrize("cpu_offload", [False, True])
+def test_full_state_dicts(cls, cpu_offload):
+    options = StateDictOptions(full_state_dict=True, cpu_offload=cpu_offload)
+    first, second = model_and(cls, 1), model_and(cls, 2)
+    train(*first, 1)
+    saved = get_optimizer_state_dict(*first, options=options)
+    assert {"0.weight", "1.bias"} < saved["state"].keys()
+    set_optimizer_state_dict(*second, saved, options=options)
+    second[0].load_state_dict(first[0].state_dict())
+    assert_both_go_on_alike(first, second)
+
+
+def test_flattened_state_dicts_are_refused():
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    first, second = model_and(Adam8bit, 1), model_and(Adam8bit, 2)
+    train(*first, 1)
+    saved = get_optimizer_state_dict(*first, options=options)
+    with pytest.raises(ValueError, match=r"got dict\. Leave out flatten_optimizer_state_dict\."):
+        set_optimizer_state_dict(*second, saved, options=options)

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Constants:
-    """The constants of one update."""
+    """The constants of one update; those that change from step to step may be tensors."""
 
-    step: int
-    lr: float
+    step: int | Tensor
+    lr: float | Tensor
     beta1: float
     beta2: float
-    beta3: float
-    alpha: float
+    beta3: float | Tensor
+    alpha: float | Tensor
     eps: float
     weight_decay: float
     gnorm_scale: float
@@ -48,7 +48,8 @@ def _adam(c: Constants, g: Tensor, _: Tensor, m: Tensor, v: Tensor) -> Moved:
 
 def _momentum(c: Constants, g: Tensor, p: Tensor, m: Tensor) -> Moved:
     g = g + c.weight_decay * p
-    m = g if c.step == 1 else m * c.beta1 + (1.0 - c.beta2) * g
+    later = m * c.beta1 + (1.0 - c.beta2) * g
+    m = torch.where(torch.as_tensor(c.step > 1, device=g.device), later, g)
     return m, [m]
 
 

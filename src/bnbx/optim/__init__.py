@@ -25,6 +25,7 @@ from bnbx.optim.lamb import LAMB, LAMB8bit, LAMB32bit
 from bnbx.optim.lars import LARS, LARS8bit, LARS32bit, PytorchLARS
 from bnbx.optim.lion import Lion, Lion8bit, Lion32bit, PagedLion, PagedLion8bit, PagedLion32bit
 from bnbx.optim.manager import GlobalOptimManager
+from bnbx.optim.muon import Muon, Muon8bit, Muon32bit
 from bnbx.optim.paging import PagedMemory
 from bnbx.optim.rmsprop import RMSprop, RMSprop8bit, RMSprop32bit
 from bnbx.optim.sgd import SGD, SGD8bit, SGD32bit
@@ -53,6 +54,9 @@ __all__ = [
     "Lion",
     "Lion8bit",
     "Lion32bit",
+    "Muon",
+    "Muon8bit",
+    "Muon32bit",
     "PagedAdEMAMix",
     "PagedAdEMAMix8bit",
     "PagedAdEMAMix32bit",

@@ -84,7 +84,7 @@ class Adagrad(KbitOptimizer, rule="adagrad"):
             options,
         )
 
-    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[float, ...]:
+    def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:
         lr, *others = super()._hyperparameters(config, step)
         return lr / (1.0 + (step - 1) * float(config["lr_decay"])), *others
 

@@ -54,6 +54,9 @@ class Adam(KbitOptimizer, rule="adam"):
         :class:`~bnbx.optim.PagedMemory`, says in which directory the files of paged states are, and
         makes the optimizer a paged one. ``block_wise`` is taken for programs written for old
         releases of bitsandbytes and must be True.
+        ``capturable=True`` lets a CUDA graph capture the step: the update is then made of PyTorch's
+        operations, slower outside of a graph, and a rate that is to change has to be a tensor on
+        the parameters' device; percentile clipping is refused.
 
     Raises
     ------

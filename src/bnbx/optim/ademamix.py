@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from bnbx.ops import error
 from bnbx.optim.optimizer import KbitOptimizer
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from torch.optim.optimizer import ParamsT
     from typing_extensions import Unpack
 
@@ -91,26 +92,32 @@ class AdEMAMix(KbitOptimizer, rule="ademamix"):
             options,
         )
 
-    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[float, ...]:
-        config = dict(config)
+    def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:
+        constants = super()._hyperparameters(config, step)
+        lr, beta1, beta2, beta3, alpha, *others = constants
         if config["t_alpha"]:
-            config["alpha"] = min(step / config["t_alpha"], 1.0) * float(config["alpha"])
+            alpha = _progress(step, config["t_alpha"]) * alpha
         if config["t_beta3"]:
-            beta1, beta2, beta3 = map(float, self._checked("betas", config["betas"]))
-            beta3 = _scheduled_beta3(beta1, beta3, step / config["t_beta3"])
-            config["betas"] = (beta1, beta2, beta3)
-        return super()._hyperparameters(config, step)
+            beta3 = _scheduled_beta3(beta1, beta3, _progress(step, config["t_beta3"]))
+        return lr, beta1, beta2, beta3, alpha, *others
 
 
-def _scheduled_beta3(start: float, end: float, progress: float) -> float:
+def _progress(step: Any, steps: int) -> Any:
+    """Return the share of a schedule that is done; the step may be a tensor."""
+    progress = step / steps
+    return progress.clamp(max=1.0) if isinstance(step, Tensor) else min(progress, 1.0)
+
+
+def _scheduled_beta3(start: float, end: float, progress: Any) -> Any:
     """Return the rate between two whose half-life is the given share of the way between theirs."""
     if start == 0.0 or end == 0.0:
         expected = "betas[0] and betas[2] above 0, because t_beta3 is set"
         raise error("betas", expected, (start, end))
-    if progress >= 1.0:
-        return end
     # Half-lives are proportional to -1 / log(beta).
-    return math.exp(1.0 / ((1.0 - progress) / math.log(start) + progress / math.log(end)))
+    exponent = 1.0 / ((1.0 - progress) / math.log(start) + progress / math.log(end))
+    if isinstance(exponent, Tensor):
+        return exponent.exp()
+    return end if progress == 1.0 else math.exp(exponent)
 
 
 class _FixedAdEMAMix(AdEMAMix):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
+from bnbx.optim.optimizer import refuse_sparse
 from bnbx.optim.settings import checked
 from bnbx.optim.sgd import SGD
 
@@ -175,15 +176,27 @@ class PytorchLARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; return what the closure returned."""
+        """Update every parameter that has a gradient; return what the closure returned.
+
+        Raises
+        ------
+        ValueError
+            If a gradient is sparse. Nothing is updated then.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._move(p, p.grad, group)
+        trained = [
+            (f"param_groups[{i}]['params'][{j}].grad", p, p.grad, group)
+            for i, group in enumerate(self.param_groups)
+            for j, p in enumerate(group["params"])
+            if p.grad is not None
+        ]
+        for where, _, gradient, _ in trained:
+            refuse_sparse(where, gradient)
+        for _, p, gradient, group in trained:
+            self._move(p, gradient, group)
         return loss
 
     def _move(self, p: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:

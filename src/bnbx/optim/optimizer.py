@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
+from bnbx.backends import reference
 from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import FLOAT_DTYPES, RULES, error
+from bnbx.optim.capture import counted_on_device, counted_on_host, refuse_uncaptured
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.paging import Pages, paged_memory, paged_parameters
@@ -22,18 +25,20 @@ if TYPE_CHECKING:
 
     from torch.optim.optimizer import ParamsT
 
+    from bnbx.ops import OptimizerState
+
 
 @dataclasses.dataclass
-class _Batch:
+class Batch:
     """Parameters that one call of the operation updates."""
 
     rule: str
-    hyperparameters: tuple[float, ...]
+    hyperparameters: tuple[Any, ...]
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
     gradients: list[Tensor] = dataclasses.field(default_factory=list)
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def part(self, start: int, stop: int) -> _Batch:
+    def part(self, start: int, stop: int) -> Batch:
         """Return the batch with these of its parameters only."""
         return dataclasses.replace(
             self,
@@ -44,7 +49,7 @@ class _Batch:
 
 
 #: The settings that no constructor has to give, with their values.
-_DEFAULT_SETTINGS = {
+DEFAULT_SETTINGS = {
     "optim_bits": 32,
     "min_8bit_size": 4096,
     "is_paged": False,
@@ -57,7 +62,7 @@ _DEFAULT_SETTINGS = {
 #: The settings that need the norm of a whole parameter, their value for none, and what they keep.
 _NORM_STATES = (("max_unorm", 0.0, "unorm_vec", 1), ("percentile_clipping", 100, "gnorm_vec", 100))
 
-_Constants = tuple[str, tuple[float, ...]]  # rule and hyperparameters
+_Constants = tuple[str, tuple[Any, ...]]  # rule and hyperparameters
 
 
 class KbitOptimizer(torch.optim.Optimizer):
@@ -89,8 +94,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         The settings in force.
     """
 
-    #: Name of the update rule, one of ``bnbx.ops.RULES``.
+    #: Name of the update rule, one of ``bnbx.ops.RULES``, and the states that it keeps.
     _rule: ClassVar[str]
+    _kept: ClassVar[tuple[OptimizerState, ...]]
     #: Bits that the class fixes, if it does.
     _bits: ClassVar[int | None] = None
     #: Whether the class fixes ``is_paged``.
@@ -110,6 +116,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         if rule is not None:
             cls._rule = rule
+            cls._kept = RULES[rule]
         if bits is not None:
             cls._bits = bits
         if paged:
@@ -126,9 +133,10 @@ class KbitOptimizer(torch.optim.Optimizer):
         if unknown := options.keys() - Options.__annotations__.keys():
             msg = f"{type(self).__name__}() got an unexpected keyword argument {min(unknown)!r}"
             raise TypeError(msg)
-        defaults = {**defaults, "maximize": options.get("maximize", False)}
-        settings = {**_DEFAULT_SETTINGS, **settings, **options}
-        settings.pop("maximize", None)
+        flags = {key: options.get(key, False) for key in ("maximize", "capturable")}
+        defaults = {**defaults, **flags}
+        settings = {**DEFAULT_SETTINGS, **settings, **options}
+        settings = {key: value for key, value in settings.items() if key not in flags}
         paging = settings.pop("paging", None)
         settings["optim_bits"] = self._fixed_bits(settings["optim_bits"])
         settings["is_paged"] = self._paged or paging is not None or settings["is_paged"]
@@ -191,14 +199,29 @@ class KbitOptimizer(torch.optim.Optimizer):
             not float32, float16 or bfloat16, or if one stands twice in the group.
         """
         where = f"param_groups[{len(self.param_groups)}]"
-        group = self._with_betas(param_group, self.defaults["betas"], f"{where}.")
+        group = self._with_betas(param_group, self.defaults.get("betas"), f"{where}.")
         group = {key: self._checked(key, value, f"{where}.") for key, value in group.items()}
         super().add_param_group(group)
         try:
-            _check_parameters(where, self.param_groups[-1]["params"])
+            self._check_parameters(where, self.param_groups[-1]["params"])
         except ValueError:
             self.param_groups.pop()
             raise
+
+    @classmethod
+    def _check_parameters(cls, where: str, parameters: list[Tensor]) -> None:
+        if len(set(parameters)) != len(parameters):
+            raise error(f"{where}['params']", "each parameter once", "one of them twice")
+        for number, p in enumerate(parameters):
+            if p.requires_grad:
+                cls._check_parameter(f"{where}['params'][{number}]", p)
+
+    @classmethod
+    def _check_parameter(cls, where: str, p: Tensor) -> None:
+        """Refuse a parameter that cannot be trained; a family may refuse more."""
+        if p.dtype not in FLOAT_DTYPES:
+            expected = "a parameter of float32, float16 or bfloat16"
+            raise error(where, expected, p.dtype, "Leave it out, or set requires_grad to False.")
 
     # The step --------------------------------------------------------------------------------
 
@@ -208,6 +231,8 @@ class KbitOptimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # A step is one call of the kernels already. Traced, it would be compiled again for each count.
+    @_disable_dynamo  # torch.compiler.disable would load dynamo as soon as bnbx is imported
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
@@ -239,9 +264,9 @@ class KbitOptimizer(torch.optim.Optimizer):
                 self._update(batch.part(start, stop))
         return loss
 
-    def _batches(self) -> list[_Batch]:
+    def _batches(self) -> list[Batch]:
         """Sort the parameters that have gradients by what one call of the operation can share."""
-        batches: dict[tuple[Any, ...], _Batch] = {}
+        batches: dict[tuple[Any, ...], Batch] = {}
         known: dict[tuple[int, int], _Constants] = {}
         for p, gradient, state, config in self._with_gradients():
             # Hundreds of parameters have the same settings: their constants are made once, and
@@ -249,14 +274,14 @@ class KbitOptimizer(torch.optim.Optimizer):
             step = state["step"] + 1
             constants = known.get((id(config), step))
             if constants is None:
-                constants = self._rule_of(config), self._hyperparameters(config, step)
+                constants = self._rule_of(config), self._constants(config, step)
                 known[id(config), step] = constants
             if config["percentile_clipping"] < 100:
                 constants = constants[0], _clipped(constants[1], gradient, state, config)
             key = (constants, p.device, id(state.get("qmap1")), id(state.get("qmap2")))
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(*constants)
+                batch = batches[key] = Batch(*constants)
             batch.parameters.append(p)
             batch.gradients.append(gradient)
             batch.states.append(state)
@@ -274,10 +299,10 @@ class KbitOptimizer(torch.optim.Optimizer):
                     continue
                 config = shared
                 if overrides and id(p) in overrides:
-                    own = self._with_betas(overrides[id(p)], shared["betas"])
+                    own = self._with_betas(overrides[id(p)], shared.get("betas"))
                     config = {**shared, **own}
                 state = self.state[p]
-                if gradient.layout is not torch.strided or not state or _needs_norms(config):
+                if gradient.layout is not torch.strided or not state or _needs_more(config):
                     where = f"param_groups[{group_number}]['params'][{number}]"
                     self._prepare(p, gradient, state, config, where)
                 found.append((p, gradient, state, config))
@@ -286,7 +311,15 @@ class KbitOptimizer(torch.optim.Optimizer):
     def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
         return self._rule
 
-    def _hyperparameters(self, config: dict[str, Any], step: int) -> tuple[float, ...]:  # noqa: ARG002
+    def _constants(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:
+        if not config["capturable"]:
+            return self._hyperparameters(config, step)
+        # A rate that is a tensor stays one, so that what it holds at a replay counts.
+        factor, *others = self._hyperparameters({**config, "lr": 1.0}, step)
+        lr = config["lr"]
+        return factor * (lr.reshape(()) if isinstance(lr, Tensor) else lr), *others
+
+    def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the constants of a step from ``lr`` on, in the order of the operation's schema."""
         beta1, beta2, *beta3 = self._checked("betas", config["betas"])
         return (
@@ -306,15 +339,17 @@ class KbitOptimizer(torch.optim.Optimizer):
         self, p: Tensor, g: Tensor, state: dict[str, Any], config: dict[str, Any], where: str
     ) -> None:
         """Refuse what cannot be updated, and make what a state lacks."""
-        if g.layout is not torch.strided:
-            hint = "Make it dense; embeddings take sparse=False."
-            raise error(f"{where}.grad", "a dense gradient", g.layout, hint)
+        refuse_sparse(f"{where}.grad", g)
         if not state:
-            _check_dtype(where, p)
+            self._check_parameter(where, p)
             state.update(self._new_state(p, config))
+        if config["capturable"]:
+            counted_on_device(state, p.device)
         for setting, off, key, numel in _NORM_STATES:
             if config[setting] == off:
                 continue
+            if config["capturable"] and setting == "percentile_clipping":
+                raise error(f"{setting} of {where}", f"{off} with capturable=True", config[setting])
             if any(not placement.is_replicate() for placement in getattr(p, "placements", ())):
                 expected = f"{off} for a parameter of which each process has a shard"
                 raise error(f"{setting} of {where}", expected, config[setting])
@@ -325,14 +360,14 @@ class KbitOptimizer(torch.optim.Optimizer):
         if config["is_paged"] and p.device.type not in {"cpu", "meta"}:
             hint = "Use the class without Paged in its name."
             raise error("is_paged", "False for states on a device other than a CPU", p.device, hint)
-        dtype = STATE_DTYPES[checked("optim_bits", config["optim_bits"])]
+        dtype = STATE_DTYPES[self._checked("optim_bits", config["optim_bits"])]
         if p.numel() < config["min_8bit_size"]:
             dtype = torch.float32
         zeros = self._pages.zeros if config["is_paged"] else torch.zeros
         with self._pages.all_or_nothing():
-            return new_state(p, dtype, RULES[self._rule], self._maps, zeros)
+            return new_state(p, dtype, self._kept, self._maps, zeros)
 
-    def _update(self, batch: _Batch) -> None:
+    def _update(self, batch: Batch) -> None:
         states = batch.states
 
         def column(key: str) -> list[Tensor]:
@@ -344,6 +379,11 @@ class KbitOptimizer(torch.optim.Optimizer):
         targets = [shard.contiguous() for shard in shards]
         gradients = [local(gradient) for gradient in batch.gradients]
         steps = [state["step"] + 1 for state in states]
+        ops: Any = torch.ops.bnbx
+        if isinstance(steps[0], Tensor):
+            ops = reference
+        else:
+            refuse_uncaptured(batch.parameters[0])
         limited = batch.hyperparameters[-1] > 0.0
         moments = (
             batch.rule,
@@ -354,7 +394,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             column("unorm_vec") if limited else [],
         )
         if "qmap1" in states[0]:
-            torch.ops.bnbx.optimizer_update_8bit_blockwise(
+            ops.optimizer_update_8bit_blockwise(
                 *moments,
                 states[0]["qmap1"],
                 states[0].get("qmap2"),
@@ -364,14 +404,17 @@ class KbitOptimizer(torch.optim.Optimizer):
                 *batch.hyperparameters,
             )
         else:
-            torch.ops.bnbx.optimizer_update_32bit(*moments, steps, *batch.hyperparameters)
+            ops.optimizer_update_32bit(*moments, steps, *batch.hyperparameters)
         for shard, target in zip(shards, targets, strict=True):
             if target is not shard:
                 shard.copy_(target)
         # Kernels write past autograd, which must know that values saved for backward have changed.
         torch.autograd.graph.increment_version(batch.parameters)
         for state, step in zip(states, steps, strict=True):
-            state["step"] = step
+            if isinstance(step, Tensor):
+                state["step"].copy_(step)
+            else:
+                state["step"] = step
 
     def _place_states(self) -> None:
         """Put loaded states where their parameters are, and let equal maps be one tensor."""
@@ -400,7 +443,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         """
         self._pages.check()
         state_dict = super().state_dict()
-        state = {key: wrapped(value) for key, value in state_dict["state"].items()}
+        state = {key: wrapped(counted_on_host(value)) for key, value in state_dict["state"].items()}
         return {**state_dict, "state": state}
 
     def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
@@ -431,7 +474,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             self.param_groups,
             saved_groups,
             state_dict.get("state"),
-            RULES[self._rule],
+            self._kept,
             move_to_device,
             lambda p: pages.zeros if p in paged else torch.empty,
         )
@@ -462,8 +505,16 @@ class KbitOptimizer(torch.optim.Optimizer):
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
 
 
-def _needs_norms(config: dict[str, Any]) -> bool:
-    return bool(config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100)
+def refuse_sparse(where: str, gradient: Tensor) -> None:
+    """Raise ``ValueError`` with where a gradient stands if it is not dense."""
+    if gradient.layout is not torch.strided:
+        hint = "Make it dense; embeddings take sparse=False."
+        raise error(where, "a dense gradient", gradient.layout, hint)
+
+
+def _needs_more(config: dict[str, Any]) -> bool:
+    norms = config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100
+    return bool(norms or config["capturable"])
 
 
 def _clipped(
@@ -477,17 +528,3 @@ def _clipped(
     _, _, scale = percentile_clipping(local(gradient), state["gnorm_vec"], step, percentile)
     sign = hyperparameters[7]
     return (*hyperparameters[:7], sign * float(scale), *hyperparameters[8:])
-
-
-def _check_parameters(where: str, parameters: list[Tensor]) -> None:
-    if len(set(parameters)) != len(parameters):
-        raise error(f"{where}['params']", "each parameter once", "one of them twice")
-    for number, p in enumerate(parameters):
-        if p.requires_grad:
-            _check_dtype(f"{where}['params'][{number}]", p)
-
-
-def _check_dtype(where: str, p: Tensor) -> None:
-    if p.dtype not in FLOAT_DTYPES:
-        expected = "a parameter of float32, float16 or bfloat16"
-        raise error(where, expected, p.dtype, "Leave it out, or set requires_grad to False.")

@@ -27,6 +27,8 @@ class CommonOptions(TypedDict, total=False):
     skip_zeros: bool
     #: Go up the gradient and not down.
     maximize: bool
+    #: Step in a way that a CUDA graph can capture, with the step counts in tensors.
+    capturable: bool
     #: Taken for programs written for old releases of bitsandbytes: True, the only way there is.
     block_wise: bool
     #: Shorten gradients longer than this percentile of the parameter's last 100; 100: none.
@@ -83,6 +85,14 @@ def _only(supported: object, hint: str = "Leave it out.") -> Setting:
     )
 
 
+def _are_coefficients(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and len(value) == 3 and all(map(_is_number, value))
+
+
+def _is_ns_step_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value < 100
+
+
 _AT_LEAST_ZERO = Setting(_is_at_least_zero, "a number of at least 0")
 _SHARE = Setting(_is_share, "a number in [0, 1)")
 _FLAG = Setting(lambda value: isinstance(value, bool), "True or False")
@@ -99,8 +109,15 @@ SETTINGS: dict[str, Setting] = {
     "eps": _AT_LEAST_ZERO,
     "weight_decay": _AT_LEAST_ZERO,
     "lr_decay": _AT_LEAST_ZERO,
+    "ns_coefficients": Setting(_are_coefficients, "three numbers"),
+    "ns_steps": Setting(_is_ns_step_count, "a number of steps from 1 to 99"),
+    "adjust_lr_fn": Setting(
+        lambda value: value in (None, "original", "match_rms_adamw"),
+        "'original', 'match_rms_adamw' or None",
+    ),
     "nesterov": _FLAG,
     "maximize": _FLAG,
+    "capturable": _FLAG,
     "optim_bits": Setting(lambda value: isinstance(value, int) and value in {8, 32}, "8 or 32"),
     "min_8bit_size": Setting(_is_at_least_zero, "a number of elements, at least 0"),
     "skip_zeros": _FLAG,

@@ -53,7 +53,9 @@ class QuantizationMaps:
     def share(self, qmap: Tensor) -> Tensor:
         """Return the tensor that stands for all maps equal to ``qmap`` on its device."""
         for known in self._shared:
-            if known is qmap or (known.device == qmap.device and torch.equal(known, qmap)):
+            if known is qmap:
+                return known
+            if known.device == qmap.device and not qmap.is_meta and torch.equal(known, qmap):
                 return known
         self._shared.append(qmap)
         return qmap

@@ -1,0 +1,37 @@
+"""Steps that a CUDA graph can capture: nothing in them depends on a number that the host reads.
+
+A graph repeats the kernels of the step that was captured, with the numbers that they got then.
+With ``capturable=True`` the count of steps is therefore a tensor beside the states, the learning
+rate may be one, and the update is the reference in plain PyTorch, which takes both as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bnbx.ops import error
+
+
+def refuse_uncaptured(p: Tensor) -> None:
+    """Raise ``ValueError`` if a graph is being captured on the parameter's device."""
+    if p.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        hint = "Its step count and learning rate would stay those of the captured step."
+        raise error("capturable", "True for a step in a CUDA graph", False, hint)
+
+
+def counted_on_device(state: dict[str, Any], device: torch.device) -> None:
+    """Make the step count of a state a tensor; float64, so that powers of it are those of the host.
+
+    Graphs need it to stay the same tensor from the step before the capture on.
+    """
+    if not isinstance(state["step"], Tensor):
+        step = float(state["step"])
+        state["step"] = torch.full((), step, dtype=torch.float64, device=device)
+
+
+def counted_on_host(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state with its step count as an int, the form that checkpoints have."""
+    return {**state, "step": int(state["step"])} if "step" in state else state
