@@ -20,7 +20,7 @@ from side_by_side.timing import Settings, Times
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PEERS = ("torch", "bitsandbytes", "torchao")
+PEERS = ("torch", "bitsandbytes", "torchao", "deepspeed")
 
 
 @dataclasses.dataclass

@@ -29,7 +29,9 @@ def update(folder: Path) -> None:
 
 
 def section(folder: Path) -> str:
-    """Return the measured part: what the folder's file holds, in markdown."""
+    """Return the measured part: what the folder's file holds, in markdown; nothing without it."""
+    if not (folder / STUDY).exists():
+        return ""
     study = load(folder / STUDY)
     image = figure((folder / STUDY).with_suffix(".svg"), "Losses by step, and at the end")
     tables = (t.text(markdown=True) for t in table.tables(study))

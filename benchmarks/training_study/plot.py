@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from side_by_side.plot import save, set_style
 from training_study.contenders import baseline
 
 if TYPE_CHECKING:
@@ -21,14 +21,11 @@ if TYPE_CHECKING:
 COLORS = {"AdamW": "#1f5fa8", "Lion": "#c2571a", "AdEMAMix": "#6a9f3b"}
 LINES = {32: "-", 8: "--", 4: ":"}
 MARKERS = {32: "o", 8: "s", 4: "^"}
-FAINT = "#8a97a5"
 
 
 def draw(study: Study, file: Path) -> None:
     """Write the figure."""
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
-    # Text stays text, and the same results give the same file.
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bnbx"})
+    set_style()
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     curves, differences, finals = figure.subplots(1, 3)
     _curves(curves, study)
@@ -36,7 +33,7 @@ def draw(study: Study, file: Path) -> None:
     _finals(finals, study)
     handles, labels = curves.get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside lower center")
-    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+    save(figure, file)
 
 
 def _curves(axes: Any, study: Study) -> None:
@@ -54,9 +51,7 @@ def _differences(axes: Any, study: Study) -> None:
     for contender in study.contenders:
         if contender is baseline(contender):
             continue
-        pairs = zip(
-            _held_out(study, contender), _held_out(study, baseline(contender)), strict=True
-        )
+        pairs = zip(_held_out(study, contender), _held_out(study, baseline(contender)), strict=True)
         values = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]
         _band(axes, contender, _steps(study, contender), values)
     axes.axhline(0, color="black", linewidth=1)

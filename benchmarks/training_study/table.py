@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from side_by_side.table import NOTHING, Table
+from side_by_side.table import NOTHING, Table, thread_count
 from training_study.contenders import CONTENDERS, baseline
 from training_study.results import spread
 
@@ -20,19 +20,25 @@ def about(study: Study) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     tokens = settings["steps"] * settings["batch"] * shape["length"]
     seconds = sum(run.seconds for run in study.runs)
-    lines = [
-        f"{machine['cpu']}, {machine['threads']} threads; {machine['system']}; {versions}; "
-        f"{machine['date']}; {len(study.runs)} runs in {seconds / 60:.0f} minutes",
+    hardware = (
+        f"{machine['cpu']}, {thread_count(machine['threads'])}; {machine['system']}; {versions}; "
+        f"{machine['date']}; {len(study.runs)} runs in {seconds / 60:.0f} minutes"
+    )
+    model = (
         f"model: {settings['parameters'] / 1e6:.2f} million parameters in float32, products in "
         f"{settings['dtype']}; {shape['layers']} layers, width {shape['width']}, "
-        f"{shape['length']} bytes of context",
-        f"text: {text['training_bytes']:,} bytes, {text['held_out_bytes']:,} held out; "
-        f"SHA-256 {text['sha256'][:16]}...",
+        f"{shape['length']} bytes of context"
+    )
+    data = (
+        f"text: {text['training_bytes']:,} bytes, and {text['held_out_bytes']:,} held out; "
+        f"SHA-256 {text['sha256'][:16]}..."
+    )
+    schedule = (
         f"{settings['steps']} steps of {settings['batch']} windows, {tokens:,} bytes in all; "
-        f"seeds {', '.join(map(str, settings['seeds']))}",
-        *(f"{name}: {_settings(of)}" for name, of in settings["families"].items()),
-        *study.left_out,
-    ]
+        f"seeds {', '.join(map(str, settings['seeds']))}"
+    )
+    families = (f"{name}: {_settings(of)}" for name, of in settings["families"].items())
+    lines = [hardware, model, data, schedule, *families, *study.left_out]
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -69,9 +69,7 @@ class Settings:
 
 
 #: A run of seconds: it shows that everything works, and nothing about optimizers.
-QUICK = Settings(
-    steps=20, batch=4, shape=Shape(64, 2, 2, 64), watched=4, judged=16, seeds=(0, 1)
-)
+QUICK = Settings(steps=20, batch=4, shape=Shape(64, 2, 2, 64), watched=4, judged=16, seeds=(0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
