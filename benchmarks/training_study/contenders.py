@@ -96,12 +96,12 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
 # The second moment's rate is that of small models and few steps; the others are the defaults.
 ADAMW = Family("AdamW", 1e-3, (5e-4, 1e-3, 2e-3, 4e-3), 0.1, lambda _: {"betas": (0.9, 0.99)})
 # Chen et al. 2023, section 5: a rate 3 to 10 times smaller than AdamW's, decay as much larger.
-LION = Family("Lion", 2e-4, (1e-4, 2e-4, 4e-4, 8e-4), 1.0, lambda _: {"betas": (0.9, 0.99)})
+LION = Family("Lion", 4e-4, (1e-4, 2e-4, 4e-4, 8e-4), 1.0, lambda _: {"betas": (0.9, 0.99)})
 # The slow average's half-life is a sixth of the run, and both schedules last as long as it, as in
 # Pagliardini et al. 2024, section 3.
 ADEMAMIX = Family(
     "AdEMAMix",
-    1e-3,
+    5e-4,
     (2.5e-4, 5e-4, 1e-3, 2e-3),
     0.1,
     lambda steps: {

@@ -45,7 +45,7 @@ class Settings:
         Of the model's parameters and of the order of the text.
     """
 
-    steps: int = 800
+    steps: int = 600
     batch: int = 8
     shape: Shape = dataclasses.field(default_factory=Shape)
     warmup: float = 0.1
@@ -136,8 +136,8 @@ def train(
         optimizer.zero_grad()
         since.append(loss.item())
         if step * POINTS // settings.steps > (step - 1) * POINTS // settings.steps:
-            watched = held_out[: settings.watched]
-            points.append(Point(step, statistics.fmean(since), judge(model, watched, settings)))
+            watched = judge(model, held_out[: settings.watched], settings)
+            points.append(Point(step, round(statistics.fmean(since), 5), round(watched, 5)))
             since.clear()
         progress()
     contender.check(optimizer, model)
