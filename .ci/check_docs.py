@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s#]+)[^)]*\)")
-#: Documents whose blocks run.
+#: Documents whose blocks run; those marked ``py`` in place of ``python`` are fragments.
 FOR_USERS = (ROOT / "README.md", ROOT / "docs" / "optimizers.md")
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
