@@ -147,12 +147,17 @@ def bench(session: nox.Session) -> None:
 def bench_compare(session: nox.Session) -> None:
     """Print bnbx, other libraries, dense torch and the machine's limits side by side.
 
-    `-- --sweep` takes the shapes of models, `-- --base REF` compares with another version of bnbx:
-    the git revision REF.
+    `-- --sweep` takes the shapes of models, `-- --deepspeed` has DeepSpeed's CPUAdam among the
+    peers, `-- --base REF` compares with another version of bnbx: the git revision REF.
     """
     install(session, "bench")
     if session.posargs[:1] != ["--base"]:
-        session.run("python", "benchmarks/side_by_side", *session.posargs)
+        options = [option for option in session.posargs if option != "--deepspeed"]
+        if options != session.posargs:
+            # Its set-up imports torch, and what builds it.
+            session.install("ninja", "setuptools", "wheel")
+            session.install("--no-build-isolation", "deepspeed==0.19.8")
+        session.run("python", "benchmarks/side_by_side", *options)
         return
     tmp = Path(session.create_tmp())
     checkout, site = str(tmp / "checkout"), str(tmp / "site")
@@ -163,6 +168,16 @@ def bench_compare(session: nox.Session) -> None:
     session.run("git", "-C", checkout, "checkout", "--quiet", revision.strip(), external=True)
     session.install("--no-deps", f"--target={site}", checkout)
     session.run("python", "benchmarks/against.py", site, *session.posargs[2:])
+
+
+@nox.session
+def training_study(session: nox.Session) -> None:
+    """Train a small language model with states of 32, 8 and 4 bits, and compare the losses.
+
+    `-- --quick` shows in a minute that it works; docs/optimizers.md says how to keep the results.
+    """
+    install(session, "study")
+    session.run("python", "benchmarks/training_study", *session.posargs)
 
 
 @nox.session

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from side_by_side.steps import FUSED
+
 if TYPE_CHECKING:
     from side_by_side.comparison import Result
 
@@ -53,7 +55,7 @@ class Bar:
         )
 
 
-DENSE, FUSED = "torch bf16", "torch AdamW fused"
+DENSE = "torch bf16"
 BARS = (
     Bar("quantize_4bit", 2),
     Bar("dequantize_4bit", 1.5),
@@ -70,9 +72,14 @@ BARS = (
     Bar("Linear4bit forward+gradient M=512", 1.25, DENSE),
     Bar("Linear4bit 64x64 M=1", 3, DENSE),
     Bar("Adam8bit 16M", 1, FUSED),
+    Bar("AdamW8bit 16M", 1, FUSED),
     Bar("Adam32bit 16M", 1, FUSED),
     Bar("Lion8bit 16M", 1, FUSED),
     Bar("SGD8bit 16M", 1, FUSED),
     Bar("AdEMAMix8bit 16M", 1, FUSED),
     Bar("Adam8bit 300 x 50k", 1, FUSED),
+    Bar("AdamW8bit 300 x 50k", 1, FUSED),
+    Bar("Lion8bit 300 x 50k", 1, FUSED),
+    Bar("SGD8bit 300 x 50k", 1, FUSED),
+    Bar("AdEMAMix8bit 300 x 50k", 1, FUSED),
 )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from common import default_threads, set_threads
 from side_by_side import cases, docs, report, table
 from side_by_side.comparison import Result, compare
-from side_by_side.libraries import isas
+from side_by_side.libraries import MISSING, isas
 from side_by_side.timing import Settings
 
 #: In the sweep, a side that took longer than this, in seconds, and ``SLOWER`` times as long as bnbx
@@ -92,6 +92,7 @@ def measure(options: argparse.Namespace) -> report.Report:
             run.results.append(result)
             if options.sweep:
                 tired |= {(side, *series) for side in slow(result)}
+    run.left_out += [f"{name}: {why}" for name, why in MISSING.items()]
     return run
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from document import ROOT, MeasuredPart, figure
 from side_by_side import table
 from side_by_side.report import Report, load
 from side_by_side.table import Table
 
-ROOT = Path(__file__).parents[2]
-DOCUMENT = ROOT / "docs" / "performance.md"
-START = "<!-- Results: `python benchmarks/side_by_side --docs FOLDER` writes what follows. -->"
-END = "<!-- End of the results. -->"
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESULTS = MeasuredPart(
+    ROOT / "docs" / "performance.md",
+    "<!-- Results: `python benchmarks/side_by_side --docs FOLDER` writes what follows. -->",
+    "<!-- End of the results. -->",
+)
 OPERATIONS, SWEEP, DEMO = "operations.json", "sweep.json", "demo.json"
+STEPS = "optimizers.svg"
 
 
 def update(folder: Path) -> None:
@@ -24,17 +29,10 @@ def update(folder: Path) -> None:
     for name in (OPERATIONS, SWEEP):
         if (folder / name).exists():
             plot.draw(load(folder / name), (folder / name).with_suffix(".svg"))
-    DOCUMENT.write_text(replaced(DOCUMENT.read_text(), section(folder)))
-    print(f"{DOCUMENT} shows the results in {folder}")
-
-
-def replaced(text: str, measured: str) -> str:
-    """Return the document's text with another measured part."""
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise SystemExit(f"{DOCUMENT}: expected the lines\n{START}\n{END}")
-    return f"{before}{START}\n\n{measured}\n\n{END}{after}"
+    if (folder / OPERATIONS).exists():
+        plot.draw_steps(load(folder / OPERATIONS), folder / STEPS)
+    RESULTS.update(section(folder))
+    print(f"{RESULTS.document} shows the results in {folder}")
 
 
 def section(folder: Path) -> str:
@@ -52,23 +50,22 @@ def section(folder: Path) -> str:
 def _operations(report: Report, folder: Path) -> list[str]:
     parts = ["### Machine", table.about(report), table.limits(report).text(markdown=True)]
     parts += ["### Operations", table.formulas(report.results).text(markdown=True)]
-    parts.append(_figure(folder, OPERATIONS, "Share of the limit that each operation reaches"))
+    shares = (folder / OPERATIONS).with_suffix(".svg")
+    parts.append(figure(shares, "Share of the limit that each operation reaches"))
     for threads in reversed(report.threads):
         parts += [t.text(markdown=True) for t in table.operations(report, threads)]
+    parts += ["### Optimizers", figure(folder / STEPS, "Time of a step and bytes of state")]
+    parts += [table.steps(report, t).text(markdown=True) for t in reversed(report.threads)]
     return parts
 
 
 def _sweep(report: Report, folder: Path) -> list[str]:
     parts = ["### Shapes of models, and growth", table.about(report)]
-    parts.append(_figure(folder, SWEEP, "Speed by rows of activations, and time per element"))
+    image = (folder / SWEEP).with_suffix(".svg")
+    parts.append(figure(image, "Speed by rows of activations, and time per element"))
     for threads in reversed(report.threads):
         parts += [t.text(markdown=True) for t in table.sweeps(report, threads)]
     return parts
-
-
-def _figure(folder: Path, name: str, text: str) -> str:
-    path = (folder / name).with_suffix(".svg").resolve().relative_to(ROOT)
-    return f"![{text}](../{path.as_posix()})"
 
 
 def _demo(results: dict[str, Any]) -> list[str]:

@@ -8,6 +8,8 @@ import logging
 import warnings
 from typing import TYPE_CHECKING
 
+import torch
+
 from bnbx.backends import BACKENDS
 from side_by_side.timing import Call
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from side_by_side.timing import Function
+
+#: Others that were looked for and are not there -> why.
+MISSING: dict[str, str] = {}
 
 
 def isas() -> list[str]:
@@ -54,8 +59,25 @@ def torchao() -> ModuleType | None:
     return _optional("torchao")
 
 
+@functools.cache
+def deepspeed_adam() -> Callable[..., torch.optim.Optimizer] | None:
+    """Return DeepSpeed's Adam for CPUs, compiled, or None if it is not there or does not build."""
+    logging.getLogger("DeepSpeed").setLevel(logging.CRITICAL)
+    try:
+        optimizer = importlib.import_module("deepspeed.ops.adam").DeepSpeedCPUAdam
+        optimizer([torch.nn.Parameter(torch.zeros(1))])  # the first one compiles it
+    except ImportError:
+        MISSING["DeepSpeed CPUAdam"] = "not installed"
+    except Exception as failure:  # noqa: BLE001 (a build fails in many ways; the report says how)
+        MISSING["DeepSpeed CPUAdam"] = f"does not build: {failure}".splitlines()[0]
+    else:
+        return optimizer
+    return None
+
+
 def _optional(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except ImportError:
+        MISSING[name] = "not installed"
         return None

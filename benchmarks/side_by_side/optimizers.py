@@ -13,8 +13,9 @@ import torch
 
 import bnbx
 from side_by_side.comparison import Comparison
-from side_by_side.libraries import bitsandbytes, bnbx_sides, torchao
+from side_by_side.libraries import bitsandbytes, bnbx_sides, deepspeed_adam, torchao
 from side_by_side.limits import Work
+from side_by_side.steps import FUSED
 from side_by_side.timing import Call
 
 if TYPE_CHECKING:
@@ -39,27 +40,32 @@ class Optimizer:
         Of an element of a state.
     settings
         Arguments beside the parameters and the learning rate.
+    peers
+        Sides with as many bits beside fused AdamW, which all have, and the class of this name in
+        bitsandbytes.
     """
 
     name: str
     states: int
     bits: int
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    peers: tuple[str, ...] = ()
 
     def work(self, numel: int) -> Work:
         """Return the work of a step: float32 gradient in, parameter and states in and out."""
-        states = self.states * self.bits // 8
-        formula = f"n (4 + 2 (4 + {states})) / update"
-        return Work(numel * (4 + 2 * (4 + states)), "update", formula)
+        states = self.states * self.bits / 8
+        formula = f"n (4 + 2 (4 + {states:g})) / update"
+        return Work(int(numel * (4 + 2 * (4 + states))), "update", formula)
 
 
 OPTIMIZERS = (
     Optimizer("Adam8bit", states=2, bits=8),
-    Optimizer("Adam32bit", states=2, bits=32),
+    Optimizer("AdamW8bit", states=2, bits=8, peers=("torchao AdamW8bit",)),
+    Optimizer("AdamW4bit", states=2, bits=4, peers=("torchao AdamW4bit",)),
+    Optimizer("Adam32bit", states=2, bits=32, peers=("torch AdamW foreach", "DeepSpeed CPUAdam")),
     Optimizer("Lion8bit", states=1, bits=8),
     Optimizer("SGD8bit", states=1, bits=8, settings={"momentum": 0.9}),
     Optimizer("AdEMAMix8bit", states=3, bits=8),
-    Optimizer("Adam4bit", states=2, bits=4),
 )
 
 
@@ -94,19 +100,19 @@ def _call(factory: Factory, count: int, numel: int) -> Call:
 
 
 def _peers(optimizer: Optimizer) -> dict[str, Factory]:
-    library, ao, adamw = bitsandbytes(), torchao(), torch.optim.AdamW
-    peers: dict[str, Factory] = {
-        "torch AdamW fused": functools.partial(adamw, fused=True),
-        "torch AdamW foreach": functools.partial(adamw, foreach=True),
-    }
+    library, adamw = bitsandbytes(), torch.optim.AdamW
+    peers: dict[str, Factory] = {FUSED: functools.partial(adamw, fused=True)}
     if library and hasattr(library.optim, optimizer.name):
         theirs = getattr(library.optim, optimizer.name)
         peers["bitsandbytes"] = functools.partial(theirs, **optimizer.settings)
-    if ao and optimizer.name.startswith("Adam") and optimizer.bits < 32:
+    available = {"torch AdamW foreach": functools.partial(adamw, foreach=True)}
+    if torchao():
         from torchao.optim import AdamW4bit, AdamW8bit
 
-        peers |= {"torchao AdamW8bit": AdamW8bit, "torchao AdamW4bit": AdamW4bit}
-    return peers
+        available |= {"torchao AdamW8bit": AdamW8bit, "torchao AdamW4bit": AdamW4bit}
+    if "DeepSpeed CPUAdam" in optimizer.peers and (factory := deepspeed_adam()):
+        available["DeepSpeed CPUAdam"] = functools.partial(factory, adamw_mode=True)
+    return peers | {side: available[side] for side in optimizer.peers if side in available}
 
 
 def step(optimizer: Optimizer, count: int, numel: int) -> Comparison | None:

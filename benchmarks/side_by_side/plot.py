@@ -11,12 +11,14 @@ from matplotlib.lines import Line2D
 
 from side_by_side import table
 from side_by_side.limits import RATE_NAMES
+from side_by_side.steps import FUSED, all_steps, sizes_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from side_by_side.comparison import Result
     from side_by_side.report import Report
+    from side_by_side.steps import Step
 
 PRODUCTS = ("gemm_4bit", "Linear8bitLt")
 #: Outputs of a layer whose call costs more than its work.
@@ -40,12 +42,58 @@ STYLES = {
 
 def draw(report: Report, file: Path) -> None:
     """Write the figure of the operations, or of a sweep, for the most threads measured."""
+    set_style()
+    results = [r for r in report.results if r.threads == report.threads[-1] and r.ours]
+    figure = _sweep(results) if report.sweep else _operations(results)
+    _save(figure, report, file)
+
+
+def draw_steps(report: Report, file: Path) -> None:
+    """Write the figure of the optimizers' steps, for the most threads measured."""
+    set_style()
+    found = all_steps([r for r in report.results if r.threads == report.threads[-1]])[::-1]
+    sizes = sizes_of(found)
+    figure = Figure(figsize=(12, 1.5 + 0.24 * len(found)), layout="constrained")
+    panels = figure.subplots(1, len(sizes) + 1, sharey=True)
+    for axes, size in zip(panels, sizes, strict=False):
+        _bars(axes, found, [step.ratios.get(size, 0.0) for step in found])
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set(title=size, xlabel=f"time / {FUSED}'s", xscale="log")
+    _bars(panels[-1], found, [step.bytes_per_parameter.get(sizes[0], 0.0) for step in found])
+    panels[-1].set(title=f"States, {sizes[0]}", xlabel="bytes per parameter")
+    _save(figure, report, file)
+
+
+def _bars(axes: Any, found: list[Step], values: list[float]) -> None:
+    colors = [OURS if step.name.startswith("bnbx") else FAINT for step in found]
+    axes.barh(range(len(found)), values, color=colors)
+    axes.set_yticks(range(len(found)), [step.name for step in found])
+    axes.grid(axis="x", alpha=0.3)
+    for height, value in enumerate(values):
+        axes.annotate(
+            f"{value:.2f}" if value else table.NOTHING,
+            (value or 1, height),
+            (3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+        )
+
+
+def set_style() -> None:
+    """Let all figures look alike."""
     mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
     # Text stays text, and the same results give the same file.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bnbx"})
-    results = [r for r in report.results if r.threads == report.threads[-1] and r.ours]
-    figure = _sweep(results) if report.sweep else _operations(results)
+
+
+def _save(figure: Figure, report: Report, file: Path) -> None:
     figure.suptitle(f"{report.machine['cpu']}, {table.thread_count(report.threads[-1])}")
+    save(figure, file)
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure: as an SVG it has no date in it."""
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 

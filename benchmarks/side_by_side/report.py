@@ -8,7 +8,7 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import bnbx
 from common import default_threads
@@ -17,7 +17,10 @@ from side_by_side.libraries import isas
 from side_by_side.limits import Work
 from side_by_side.timing import Settings, Times
 
-PEERS = ("torch", "bitsandbytes", "torchao")
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PEERS = ("torch", "bitsandbytes", "torchao", "deepspeed")
 
 
 @dataclasses.dataclass
@@ -69,6 +72,15 @@ def load(file: Path) -> Report:
 
 def machine(settings: Settings) -> dict[str, Any]:
     """Return a description of this machine, of what is installed and of how it is timed."""
+    return {
+        **host(PEERS),
+        "clock": "CPU time of one thread" if settings.cpu_time else "wall clock",
+        "rounds": settings.rounds,
+    }
+
+
+def host(peers: Iterable[str]) -> dict[str, Any]:
+    """Return a description of this machine, and the versions of bnbx and of other packages."""
     installed = {d.name: d.version for d in metadata.distributions()}
     return {
         "cpu": cpu_name(),
@@ -76,10 +88,8 @@ def machine(settings: Settings) -> dict[str, Any]:
         "caches": caches(),
         "isas": isas(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {"bnbx": bnbx.__version__, **{n: installed.get(n, "absent") for n in PEERS}},
+        "versions": {"bnbx": bnbx.__version__, **{n: installed.get(n, "absent") for n in peers}},
         "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
-        "clock": "CPU time of one thread" if settings.cpu_time else "wall clock",
-        "rounds": settings.rounds,
     }
 
 

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 
 from side_by_side.bars import BARS
 from side_by_side.limits import RATE_NAMES
+from side_by_side.steps import FUSED, all_steps, sizes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from side_by_side.comparison import Result
     from side_by_side.report import Report
+    from side_by_side.steps import Step
 
-FAMILIES = ("quantization", "products", "optimizers")
+#: Of the tables with peers; the steps of optimizers have a table of their own.
+FAMILIES = ("quantization", "products")
 NOTHING = "-"
 
 
@@ -131,11 +134,9 @@ def peers(report: Report, threads: int, family: str) -> Table:
     sides = [side for side in _sides(results) if not side.startswith("bnbx")]
     rows = []
     for r in results:
-        ours = _with_bytes(r, r.ours, duration(r.times[r.ours].median)) if r.ours else NOTHING
+        ours = duration(r.times[r.ours].median) if r.ours else NOTHING
         rows.append([r.name, ours, *(_peer(r, side) for side in sides)])
     title = f"{family.capitalize()}, {thread_count(threads)}: time (multiple of bnbx's)"
-    if family == "optimizers":
-        title += ", bytes of state per parameter"
     return Table(title, ["operation", "bnbx", *sides], rows)
 
 
@@ -145,13 +146,24 @@ def _peer(result: Result, side: str) -> str:
     text = duration(result.times[side].median)
     if result.ours:
         text += f" ({result.ratio(side, result.ours):.3g}x)"
-    return _with_bytes(result, side, text)
+    return text
 
 
-def _with_bytes(result: Result, side: str, text: str) -> str:
-    if side not in result.bytes_per_parameter:
-        return text
-    return f"{text}, {result.bytes_per_parameter[side]:.2f} B"
+def steps(report: Report, threads: int) -> Table:
+    """Return the steps of all optimizers, each with its time as a multiple of fused AdamW's."""
+    found = all_steps([r for r in report.results if r.threads == threads])
+    sizes = sizes_of(found)
+    rows = [[step.name, *(cell for size in sizes for cell in _step(step, size))] for step in found]
+    title = f"Optimizer steps, {thread_count(threads)}: time (multiple of {FUSED}'s)"
+    header = (column for size in sizes for column in (size, "state, bytes per parameter"))
+    return Table(title, ["optimizer", *header], rows)
+
+
+def _step(step: Step, size: str) -> tuple[str, str]:
+    if size not in step.seconds:
+        return NOTHING, NOTHING
+    time = f"{duration(step.seconds[size])} ({step.ratios[size]:.3g}x)"
+    return time, f"{step.bytes_per_parameter[size]:.2f}"
 
 
 def sweep(report: Report, threads: int, operation: str, other: str) -> Table:
@@ -203,7 +215,10 @@ def sweeps(report: Report, threads: int) -> list[Table]:
 def tables(report: Report) -> list[Table]:
     """Return the tables of a report for a terminal."""
     by_threads = sweeps if report.sweep else operations
-    return [limits(report), *(t for n in report.threads for t in by_threads(report, n))]
+    found = [limits(report), *(t for n in report.threads for t in by_threads(report, n))]
+    if not report.sweep:
+        found += [steps(report, threads) for threads in report.threads]
+    return [table for table in found if table.rows]
 
 
 def formulas(results: Sequence[Result]) -> Table:

@@ -1,0 +1,12 @@
+"""``python benchmarks/training_study``: see cli.py."""
+
+import sys
+from pathlib import Path
+
+# Python puts this folder first; the package and what it shares with the others lie one above.
+sys.path[0] = str(Path(__file__).parents[1])
+
+if __name__ == "__main__":
+    from training_study.cli import main
+
+    main()
