@@ -1,4 +1,4 @@
-// optimizer_update_32bit and optimizer_update_8bit_blockwise: one pass over all parameters of a
+// optimizer_update_32bit, _8bit_blockwise and _4bit_blockwise: one pass over all parameters of a
 // call, in chunks of equal size, so that many small tensors are shared as evenly as one large one.
 // Where max_unorm limits the updates, a pass before it measures them.
 //
@@ -12,6 +12,7 @@
 
 #include "avx/dequantize_blockwise.h"
 #include "avx/parallel.h"
+#include "avx/quantize_4bit.h"
 #include "avx/quantize_blockwise.h"
 #include "avx/sweep.h"
 #include "avx/workspace.h"
@@ -25,8 +26,11 @@ class Chunks {
  public:
   static constexpr int64_t kSize = 16 * kOptimizerBlocksize;
 
-  BNBX_MEMBER Chunks(const ParameterUpdate* parameters, int64_t count)
-      : parameters_(parameters), count_(count), first_(allocate<int64_t>(count + 1)) {
+  BNBX_MEMBER Chunks(const ParameterUpdate* parameters, int64_t count, int64_t blocksize)
+      : parameters_(parameters),
+        count_(count),
+        blocksize_(blocksize),
+        first_(allocate<int64_t>(count + 1)) {
     first_[0] = 0;
     for (int64_t i = 0; i < count; ++i) {
       first_[i + 1] = first_[i] + ceil_div(parameters[i].numel, kSize);
@@ -45,8 +49,8 @@ class Chunks {
         while (first_[i + 1] <= chunk) ++i;
         const int64_t begin = (chunk - first_[i]) * kSize;
         const int64_t stop = smaller(begin + kSize, parameters_[i].numel);
-        for (int64_t start = begin; start < stop; start += kOptimizerBlocksize) {
-          f(chunk, i, start, smaller(kOptimizerBlocksize, stop - start));
+        for (int64_t start = begin; start < stop; start += blocksize_) {
+          f(chunk, i, start, smaller(blocksize_, stop - start));
         }
       }
     });
@@ -54,15 +58,30 @@ class Chunks {
 
  private:
   const ParameterUpdate* parameters_;
-  int64_t count_;
+  int64_t count_, blocksize_;
   Workspace<int64_t> first_;
 };
 
-// The maps of 8-bit states: state2 has one of its own.
+// The map of a 4-bit state, in registers.
+template <class V>
+struct Map4 {
+  typename V::Table16 values;
+  Encoder4<V> encode;
+
+  explicit Map4(const float* map)
+      : values(V::table16(map)), encode(ascending_codebook(map)) {}
+};
+
+// The maps of states of 8 bits or, where `map4` is set, of 4: state2 has one of its own.
 template <class V>
 struct StateMaps {
   const float* code[2];
   const Encoder8<V>* encode[2];
+  const Map4<V>* map4[2];
+
+  BNBX_MEMBER int64_t blocksize() const {
+    return map4[0] == nullptr ? kOptimizerBlocksize : kOptimizerBlocksize4;
+  }
 };
 
 // One block of a parameter as floats, in the tensors themselves or in the buffers. A last, partial
@@ -100,22 +119,50 @@ static inline void from_floats(const float* floats, int64_t n, T* values) {
   sweep<V>(n, [&](int64_t i, auto lanes) { store<V>(values + i, V::load(floats + i), lanes); });
 }
 
-// Where a block of a state lies. The third state follows the first in its tensors.
+// Where a block of a state lies. The third state follows the first in its tensors; of 4 bits, it
+// begins with a byte of its own.
 struct StateBlock {
   void* state;  // of the whole parameter
   float* absmax;
   int64_t start, number;  // of the block, in elements and in blocks
   int map;
 
-  BNBX_MEMBER StateBlock(const ParameterUpdate& u, int k, int64_t block_start)
+  BNBX_MEMBER StateBlock(const ParameterUpdate& u, int k, int64_t block_start,
+                         int64_t blocksize = kOptimizerBlocksize)
       : state(k == 1 ? u.state2 : u.state1),
         absmax(k == 1 ? u.absmax2 : u.absmax1),
         start(k == 2 ? u.numel + block_start : block_start),
-        number(block_start / kOptimizerBlocksize),
+        number(block_start / blocksize),
         map(k == 1) {
-    if (k == 2) number += ceil_div(u.numel, kOptimizerBlocksize);
+    if (k == 2) number += ceil_div(u.numel, blocksize);
   }
 };
+
+static inline uint8_t* packed_codes(const ParameterUpdate& u, int k, int64_t start) {
+  uint8_t* state = static_cast<uint8_t*>(k == 1 ? u.state2 : u.state1);
+  return state + (k == 2 ? ceil_div(u.numel, 2) : 0) + start / 2;
+}
+
+template <class V>
+static inline void open_state4(const ParameterUpdate& u, int k, const Map4<V>& map, int64_t start,
+                               int64_t n, float* values) {
+  const StateBlock at(u, k, start, kOptimizerBlocksize4);
+  const uint8_t* codes = packed_codes(u, k, start);
+  const typename V::F32 scale(at.absmax[at.number]);
+  const auto table = map.values;
+  sweep<V>(n, [&](int64_t i, auto lanes) {
+    V::store(values + i, V::lookup(table, load_nibbles<V>(codes + i / 2, lanes)) * scale);
+  });
+  clear_tail<V>(values, n);
+}
+
+template <class V>
+static inline void close_state4(const ParameterUpdate& u, int k, const Map4<V>& map, int64_t start,
+                                int64_t n, const float* values, float absmax) {
+  const StateBlock at(u, k, start, kOptimizerBlocksize4);
+  at.absmax[at.number] = absmax;
+  encode_4bit_block<V>(values, absmax, n, map.encode, packed_codes(u, k, start));
+}
 
 template <class V>
 static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
@@ -128,6 +175,11 @@ static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>*
     block.p = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, block.buffers[4]);
   });
   for (int k = 0; k < states; ++k) {
+    if (maps != nullptr && maps->map4[0] != nullptr) {
+      block.states[k] = block.buffers[k];
+      open_state4<V>(u, k, *maps->map4[k == 1], start, n, block.states[k]);
+      continue;
+    }
     const StateBlock at(u, k, start);
     if (maps == nullptr) {
       block.states[k] = as_floats<V>(static_cast<float*>(at.state) + at.start, n, block.buffers[k]);
@@ -148,6 +200,10 @@ static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>
     from_floats<V>(block.p, n, static_cast<decltype(type)*>(u.p) + start);
   });
   for (int k = 0; k < states; ++k) {
+    if (maps != nullptr && maps->map4[0] != nullptr) {
+      close_state4<V>(u, k, *maps->map4[k == 1], start, n, block.states[k], block.absmax[k]);
+      continue;
+    }
     const StateBlock at(u, k, start);
     if (maps == nullptr) {
       from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
@@ -160,7 +216,7 @@ static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>
   }
 }
 
-// One block's update; `scale` makes it shorter. `kCodes`: the states have 8 bits. They have lost
+// One block's update; `scale` makes it shorter. `kCodes`: the states are codes. They have lost
 // more than the last place of a float, so quick arithmetic will do; and while they are decoded and
 // encoded no gradient is read, so the next block's is asked for. States of 32 bits need no asking.
 template <class V, bool kCodes, class Rule>
@@ -271,7 +327,8 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
     rules[i] = again ? rules[i - 1] : Rule(hyperparameters, parameters[i].step);
     scales[i] = 1.0f;
   }
-  const Chunks chunks(parameters, count);
+  const Chunks chunks(parameters, count,
+                      maps == nullptr ? kOptimizerBlocksize : maps->blocksize());
   if (hyperparameters.max_unorm > 0.0) {
     limit_updates<V>(rules.get(), parameters, count, maps, hyperparameters, chunks, scales.get());
   }
@@ -318,11 +375,20 @@ void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* 
                                      const Hyperparameters& hyperparameters, Stream) {
   const Encoder8<V> encode1(qmap1);
   if (qmap2 == nullptr) {
-    const StateMaps<V> maps{{qmap1, nullptr}, {&encode1, nullptr}};
+    const StateMaps<V> maps{{qmap1, nullptr}, {&encode1, nullptr}, {}};
     return optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
   }
   const Encoder8<V> encode2(qmap2);
-  const StateMaps<V> maps{{qmap1, qmap2}, {&encode1, &encode2}};
+  const StateMaps<V> maps{{qmap1, qmap2}, {&encode1, &encode2}, {}};
+  optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
+}
+
+template <class V>
+void optimizer_update_4bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
+                                     int64_t count, const float* qmap1, const float* qmap2,
+                                     const Hyperparameters& hyperparameters, Stream) {
+  const Map4<V> map1(qmap1), map2(qmap2 == nullptr ? qmap1 : qmap2);
+  const StateMaps<V> maps{{}, {}, {&map1, &map2}};
   optimizer_update<V>(rule, parameters, count, &maps, hyperparameters);
 }
 

@@ -107,6 +107,9 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
     void optimizer_update_8bit_blockwise(OptimizerRule, const ParameterUpdate*, int64_t,
                                          const float*, const float*, const Hyperparameters&,
                                          Stream) except +
+    void optimizer_update_4bit_blockwise(OptimizerRule, const ParameterUpdate*, int64_t,
+                                         const float*, const float*, const Hyperparameters&,
+                                         Stream) except +
 
     vector[string] operations() except +
     string isa() except +

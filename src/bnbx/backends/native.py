@@ -457,9 +457,15 @@ class NativeBackend:
                 self.stream_of(p[0]),
             )
 
-    def optimizer_update_8bit_blockwise(
+    def optimizer_update_8bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
+        self._update_codes(self.ext.optimizer_update_8bit_blockwise, optimizer_name, *call)
+
+    def optimizer_update_4bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
+        self._update_codes(self.ext.optimizer_update_4bit_blockwise, optimizer_name, *call)
+
+    def _update_codes(
         self,
-        _: None,
+        kernel: Callable[..., None],
         optimizer_name: str,
         g: Sequence[Tensor],
         p: Sequence[Tensor],
@@ -476,7 +482,7 @@ class NativeBackend:
         g = [t.contiguous() for t in g]
         qmap1, qmap2 = qmap1.contiguous(), None if qmap2 is None else qmap2.contiguous()
         if p:
-            self.ext.optimizer_update_8bit_blockwise(
+            kernel(
                 RULE_NUMBERS[optimizer_name],
                 _pointers(g),
                 [DTYPES[t.dtype] for t in g],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnbx.ops import error
-from bnbx.optim.state import WRAPPER, TensorSpec, local, tensor_specs
+from bnbx.optim.state import WRAPPER, TensorSpec, bits_of, local, tensor_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -146,9 +146,7 @@ def _read_state(
     if not entries:
         return {}
     step = _read_step(f"{where}['step']", entries.pop("step", None))
-    first = entries.get("state1")
-    quantized = isinstance(first, Tensor) and first.dtype == torch.uint8
-    specs = tensor_specs(local(p).shape, torch.uint8 if quantized else torch.float32, states)
+    specs = tensor_specs(local(p).shape, bits_of(entries), states)
     for key, numel in (("unorm_vec", 1), ("gnorm_vec", 100)):
         if key in entries:
             specs[key] = (torch.float32, (numel,))
@@ -164,7 +162,7 @@ def _read_state(
             raise error(f"{where}[{key!r}]", expected, "an entry")
     for key, tensor in tensors.items():
         if key.startswith("qmap") and not (tensor[1:] >= tensor[:-1]).all():
-            raise error(f"{where}[{key!r}]", "256 values in ascending order", "others")
+            raise error(f"{where}[{key!r}]", f"{len(tensor)} values in ascending order", "others")
     return {"step": step, **tensors, **copy.deepcopy(entries)}
 
 

@@ -14,7 +14,7 @@ from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.settings import Options, checked, checked_share
-from bnbx.optim.state import STATE_DTYPES, QuantizationMaps, local, new_state, wrapped
+from bnbx.optim.state import QuantizationMaps, bits_of, local, new_state, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ _Constants = tuple[str, tuple[float, ...]]  # rule and hyperparameters
 
 
 class KbitOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers with 8-bit or 32-bit states.
+    """Base of the optimizers with states of 4, 8 or 32 bits.
 
     A family is a subclass that names its rule and says which arguments its constructor takes; its
     numbered and paged names are subclasses that only fix ``bits`` and ``paged``::
@@ -88,6 +88,8 @@ class KbitOptimizer(torch.optim.Optimizer):
     #: How many ``betas`` there are, and what users call the first of them, if not that.
     _beta_count: ClassVar[int] = 2
     _beta_names: ClassVar[tuple[str, ...]] = ()
+    #: Why its states cannot have 4 bits, if that is so.
+    _why_not_4bit: ClassVar[str] = ""
 
     def __init_subclass__(
         cls,
@@ -155,6 +157,8 @@ class KbitOptimizer(torch.optim.Optimizer):
         if key == "betas" and len(value) != cls._beta_count:
             expected = f"{cls._beta_count} numbers in [0, 1) for {cls.__name__}"
             raise error(f"{where}betas", expected, repr(value))
+        if key == "optim_bits" and value == 4 and cls._why_not_4bit:
+            raise error(f"{where}optim_bits", f"8 or 32 for {cls.__name__}", 4, cls._why_not_4bit)
         return value
 
     @classmethod
@@ -310,10 +314,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         if config["is_paged"] and p.device.type not in {"cpu", "meta"}:
             hint = "Use the class without Paged in its name."
             raise error("is_paged", "False for states on a device other than a CPU", p.device, hint)
-        dtype = STATE_DTYPES[checked("optim_bits", config["optim_bits"])]
-        if p.numel() < config["min_8bit_size"]:
-            dtype = torch.float32
-        return new_state(p, dtype, RULES[self._rule], self._maps)
+        small = p.numel() < config["min_8bit_size"]
+        bits = 32 if small else self._checked("optim_bits", config["optim_bits"])
+        return new_state(p, bits, RULES[self._rule], self._maps)
 
     def _update(self, batch: _Batch) -> None:
         states = batch.states
@@ -336,8 +339,14 @@ class KbitOptimizer(torch.optim.Optimizer):
             column("state2"),
             column("unorm_vec") if limited else [],
         )
-        if "qmap1" in states[0]:
-            torch.ops.bnbx.optimizer_update_8bit_blockwise(
+        bits = bits_of(states[0])
+        if bits < 32:
+            update = (
+                torch.ops.bnbx.optimizer_update_4bit_blockwise
+                if bits == 4
+                else torch.ops.bnbx.optimizer_update_8bit_blockwise
+            )
+            update(
                 *moments,
                 states[0]["qmap1"],
                 states[0].get("qmap2"),

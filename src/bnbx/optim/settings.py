@@ -97,7 +97,9 @@ SETTINGS: dict[str, Setting] = {
     "lr_decay": _AT_LEAST_ZERO,
     "nesterov": _FLAG,
     "maximize": _FLAG,
-    "optim_bits": Setting(lambda value: isinstance(value, int) and value in {8, 32}, "8 or 32"),
+    "optim_bits": Setting(
+        lambda value: isinstance(value, int) and value in {4, 8, 32}, "4, 8 or 32"
+    ),
     "min_8bit_size": Setting(_is_at_least_zero, "a number of elements, at least 0"),
     "skip_zeros": _FLAG,
     "max_unorm": _AT_LEAST_ZERO,
