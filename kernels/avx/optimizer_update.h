@@ -10,6 +10,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "avx/bf16_rounding.h"
 #include "avx/dequantize_blockwise.h"
 #include "avx/parallel.h"
 #include "avx/quantize_4bit.h"
@@ -165,15 +166,44 @@ static inline void close_state4(const ParameterUpdate& u, int k, const Map4<V>& 
 }
 
 template <class V>
+static inline float* open_parameter(const ParameterUpdate& u, int64_t start, int64_t n,
+                                    float* buffer) {
+  if (u.compensation != nullptr) {
+    load_compensated<V>(static_cast<bfloat16*>(u.p) + start,
+                        static_cast<bfloat16*>(u.compensation) + start, n, buffer);
+    return buffer;
+  }
+  float* values = nullptr;
+  with_type(u.p_dtype, [&](auto type) {
+    values = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, buffer);
+  });
+  return values;
+}
+
+template <class V>
+static inline void close_parameter(const ParameterUpdate& u, int64_t start, int64_t n,
+                                   const float* values) {
+  if (u.compensation != nullptr) {
+    store_compensated<V>(values, n, static_cast<bfloat16*>(u.p) + start,
+                         static_cast<bfloat16*>(u.compensation) + start);
+  } else if (u.stochastic) {
+    const RandomBits random(static_cast<uint64_t>(u.seed), u.step);
+    store_stochastically<V>(values, n, random, start, static_cast<bfloat16*>(u.p) + start);
+  } else {
+    with_type(u.p_dtype, [&](auto type) {
+      from_floats<V>(values, n, static_cast<decltype(type)*>(u.p) + start);
+    });
+  }
+}
+
+template <class V>
 static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
                        int64_t start, int64_t n, Block<V>& block) {
   with_type(u.g_dtype, [&](auto type) {
     auto* g = static_cast<const decltype(type)*>(u.g) + start;
     block.g = as_floats<V>(const_cast<decltype(type)*>(g), n, block.buffers[3]);
   });
-  with_type(u.p_dtype, [&](auto type) {
-    block.p = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, block.buffers[4]);
-  });
+  block.p = open_parameter<V>(u, start, n, block.buffers[4]);
   for (int k = 0; k < states; ++k) {
     if (maps != nullptr && maps->map4[0] != nullptr) {
       block.states[k] = block.buffers[k];
@@ -196,9 +226,7 @@ static void open_block(const ParameterUpdate& u, int states, const StateMaps<V>*
 template <class V>
 static void close_block(const ParameterUpdate& u, int states, const StateMaps<V>* maps,
                         int64_t start, int64_t n, const Block<V>& block) {
-  with_type(u.p_dtype, [&](auto type) {
-    from_floats<V>(block.p, n, static_cast<decltype(type)*>(u.p) + start);
-  });
+  close_parameter<V>(u, start, n, block.p);
   for (int k = 0; k < states; ++k) {
     if (maps != nullptr && maps->map4[0] != nullptr) {
       close_state4<V>(u, k, *maps->map4[k == 1], start, n, block.states[k], block.absmax[k]);

@@ -195,7 +195,7 @@ cdef k.Hyperparameters make_hyperparameters(tuple values) except *:
 
 cdef void add_parameters(vector[k.ParameterUpdate]& updates, list g, list g_dtypes, list p,
                          list p_dtypes, list state1, list state2, list unorm, list numel,
-                         list step) except *:
+                         list step, list compensation, list seed) except *:
     cdef k.ParameterUpdate u
     cdef Py_ssize_t i
     u.absmax1 = NULL
@@ -211,15 +211,19 @@ cdef void add_parameters(vector[k.ParameterUpdate]& updates, list g, list g_dtyp
         u.unorm = <float*> <uintptr_t> unorm[i] if unorm else NULL
         u.numel = numel[i]
         u.step = step[i]
+        u.compensation = <void*> <uintptr_t> compensation[i] if compensation else NULL
+        u.stochastic = len(seed) > 0
+        u.seed = seed[i] if seed else 0
         updates.push_back(u)
 
 
 def optimizer_update_32bit(int rule, list g, list g_dtypes, list p, list p_dtypes, list state1,
-                           list state2, list unorm, list numel, list step, tuple hyperparameters,
-                           uintptr_t stream):
+                           list state2, list unorm, list numel, list step, list compensation,
+                           list seed, tuple hyperparameters, uintptr_t stream):
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step)
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
+                   compensation, seed)
     with nogil:
         k.optimizer_update_32bit(<k.OptimizerRule> rule, updates.data(), updates.size(), h,
                                  <k.Stream> stream)
@@ -236,10 +240,12 @@ cdef void add_scales(vector[k.ParameterUpdate]& updates, list absmax1, list absm
 def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
                                     list state1, list state2, list unorm, uintptr_t qmap1,
                                     uintptr_t qmap2, list absmax1, list absmax2, list numel,
-                                    list step, tuple hyperparameters, uintptr_t stream):
+                                    list step, list compensation, list seed,
+                                    tuple hyperparameters, uintptr_t stream):
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step)
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
+                   compensation, seed)
     add_scales(updates, absmax1, absmax2)
     with nogil:
         k.optimizer_update_8bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
@@ -250,10 +256,12 @@ def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, lis
 def optimizer_update_4bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
                                     list state1, list state2, list unorm, uintptr_t qmap1,
                                     uintptr_t qmap2, list absmax1, list absmax2, list numel,
-                                    list step, tuple hyperparameters, uintptr_t stream):
+                                    list step, list compensation, list seed,
+                                    tuple hyperparameters, uintptr_t stream):
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step)
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
+                   compensation, seed)
     add_scales(updates, absmax1, absmax2)
     with nogil:
         k.optimizer_update_4bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),

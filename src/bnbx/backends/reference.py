@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bnbx.backends.reference_rounding import rounded_stochastically, with_rest
 from bnbx.backends.reference_rules import Constants, update
 from bnbx.codebooks import get_4bit_type
 from bnbx.ops import OPTIMIZER_BLOCKSIZES, OPTIMIZERS, RULES, packed_bytes
@@ -309,12 +310,22 @@ def optimizer_update_32bit(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
     max_unorm: float = 0.0,
+    compensation: Sequence[Tensor] | None = None,
+    seed: Sequence[int] | None = None,
 ) -> None:
     numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale)
     for i, parameter in enumerate(p):
         constants = Constants(step[i], *numbers, skip_zeros, max_unorm)
         states = [values[i] for values in (state1, state2) if values]
-        new_p, new_states, unorm = update(optimizer_name, constants, g[i], parameter, states)
+        old_p = parameter.float()
+        if compensation is not None:
+            old_p = old_p + compensation[i].float()
+        new_p, new_states, unorm = update(optimizer_name, constants, g[i], old_p, states)
+        if seed is not None:
+            new_p = rounded_stochastically(new_p, seed[i], step[i])
+        if compensation is not None:
+            new_p, rest = with_rest(new_p)
+            compensation[i].copy_(rest)
         parameter.copy_(new_p)
         for state, value in zip(states, new_states, strict=True):
             state.copy_(value)
@@ -348,6 +359,13 @@ def _encode_state(state: Tensor, codes: Tensor, absmax: Tensor, qmap: Tensor) ->
     absmax.copy_(new_absmax.view(absmax.shape))
 
 
+def _of_parameter(i: int, rounding: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords with what stands in lists, for the parameter ``i`` alone."""
+    named = {**named, **dict(zip(("compensation", "seed"), rounding, strict=False))}
+    lists = {key: named.pop(key, None) for key in ("compensation", "seed")}
+    return {**named, **{key: None if v is None else v[i : i + 1] for key, v in lists.items()}}
+
+
 def _update_codes(
     optimizer_name: str,
     g: Sequence[Tensor],
@@ -360,7 +378,7 @@ def _update_codes(
     absmax1: Sequence[Tensor],
     absmax2: Sequence[Tensor],
     step: Sequence[int],
-    *hyperparameters: Any,
+    *others: Any,
     **named: Any,
 ) -> None:
     """Update states of codes: decode them, update, encode what they have become."""
@@ -387,8 +405,8 @@ def _update_codes(
             states[1:],
             unorm_vec[i : i + 1],
             [step[i]],
-            *hyperparameters,
-            **named,
+            *others[:10],
+            **_of_parameter(i, others[10:], named),
         )
         for state, (parts, qmap) in zip(states, coded, strict=True):
             values = [state] if len(parts) == 1 else list(state.unbind())

@@ -161,6 +161,28 @@ def _check_maps(
         check_device(p[0], qmap1=qmap1, qmap2=qmap2)
 
 
+def _check_rounding(
+    p: Sequence[Tensor], compensation: Sequence[Tensor] | None, seed: Sequence[int] | None
+) -> None:
+    if compensation is None and seed is None:
+        return
+    if compensation is not None and seed is not None:
+        raise error("seed", "None where compensation is given", "both")
+    argument, values = ("compensation", compensation) if seed is None else ("seed", seed)
+    _check_count(argument, values or (), p)
+    for i, parameter in enumerate(p):
+        if parameter.dtype is not torch.bfloat16:
+            expected = f"torch.bfloat16, for a parameter with {argument}"
+            raise error(f"p[{i}]", expected, parameter.dtype)
+        if compensation is None:
+            continue
+        rest, name = compensation[i], f"compensation[{i}]"
+        check_dtype(name, rest, torch.bfloat16)
+        check_shape(name, rest, parameter.shape)
+        if rest.device != parameter.device or not rest.is_contiguous():
+            _explain_place(name, rest, parameter)
+
+
 def _check_count(
     argument: str, values: Sequence[object], p: Sequence[Tensor], wanted: bool = True, why: str = ""
 ) -> None:
@@ -201,7 +223,8 @@ def _explain_place(argument: str, state: Tensor, p: Tensor) -> None:
     "optimizer_update_32bit(str optimizer_name, Tensor[] g, Tensor(a!)[] p, Tensor(b!)[] state1, "
     "Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, int[] step, float lr, float beta1, float beta2, "
     "float beta3, float alpha, float eps, float weight_decay, float gnorm_scale=1.0, "
-    "bool skip_zeros=False, float max_unorm=0.0) -> ()"
+    "bool skip_zeros=False, float max_unorm=0.0, Tensor(e!)[]? compensation=None, "
+    "int[]? seed=None) -> ()"
 )
 def optimizer_update_32bit(
     optimizer_name: str,
@@ -221,15 +244,22 @@ def optimizer_update_32bit(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
     max_unorm: float = 0.0,
+    compensation: Sequence[Tensor] | None = None,
+    seed: Sequence[int] | None = None,
 ) -> None:
     """Update the parameters ``p`` and their float32 states in place, the whole list at once.
 
     ``state2`` is empty for rules that keep one state. With a ``max_unorm`` above 0 an update whose
     norm, without ``lr``, is above that share of the parameter's is shortened to it, and
     ``unorm_vec`` gets the norm of each update; without one it is empty.
+
+    For parameters of bfloat16: with ``compensation``, bfloat16 of their shapes, a parameter is the
+    sum of both (Kahan 1965). With ``seed``, an int for each, it is rounded up or down at random; the
+    bits are a function of the seed, the step and the number of the element.
     """
     states = (state1, state2)
     _check_update(32, optimizer_name, g, p, step, states, (), unorm_vec, max_unorm)
+    _check_rounding(p, compensation, seed)
 
 
 @operation(
@@ -237,7 +267,8 @@ def optimizer_update_32bit(
     "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, Tensor qmap1, "
     "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
     "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
-    "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0) -> ()"
+    "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0, "
+    "Tensor(g!)[]? compensation=None, int[]? seed=None) -> ()"
 )
 def optimizer_update_8bit_blockwise(
     optimizer_name: str,
@@ -261,10 +292,13 @@ def optimizer_update_8bit_blockwise(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
     max_unorm: float = 0.0,
+    compensation: Sequence[Tensor] | None = None,
+    seed: Sequence[int] | None = None,
 ) -> None:
     """Like ``optimizer_update_32bit``, with uint8 states in blocks of 256 and their absmax."""
     states, scales = (state1, state2), (absmax1, absmax2)
     _check_update(8, optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
+    _check_rounding(p, compensation, seed)
     _check_maps(8, optimizer_name, p, qmap1, qmap2)
 
 
@@ -273,7 +307,8 @@ def optimizer_update_8bit_blockwise(
     "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, Tensor qmap1, "
     "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
     "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
-    "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0) -> ()"
+    "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0, "
+    "Tensor(g!)[]? compensation=None, int[]? seed=None) -> ()"
 )
 def optimizer_update_4bit_blockwise(
     optimizer_name: str,
@@ -297,6 +332,8 @@ def optimizer_update_4bit_blockwise(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
     max_unorm: float = 0.0,
+    compensation: Sequence[Tensor] | None = None,
+    seed: Sequence[int] | None = None,
 ) -> None:
     """Like ``optimizer_update_32bit``, with states of 4 bits in blocks of 128 and their absmax.
 
@@ -305,4 +342,5 @@ def optimizer_update_4bit_blockwise(
     """
     states, scales = (state1, state2), (absmax1, absmax2)
     _check_update(4, optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
+    _check_rounding(p, compensation, seed)
     _check_maps(4, optimizer_name, p, qmap1, qmap2)

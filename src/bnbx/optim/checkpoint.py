@@ -145,11 +145,15 @@ def _read_state(
     entries = _unwrapped(where, saved)
     if not entries:
         return {}
-    step = _read_step(f"{where}['step']", entries.pop("step", None))
+    step = _read_count(f"{where}['step']", entries.pop("step", None))
     specs = tensor_specs(local(p).shape, bits_of(entries), states)
     for key, numel in (("unorm_vec", 1), ("gnorm_vec", 100)):
         if key in entries:
             specs[key] = (torch.float32, (numel,))
+    if "compensation" in entries:
+        specs["compensation"] = (torch.bfloat16, tuple(local(p).shape))
+    if "seed" in entries:
+        entries["seed"] = _read_count(f"{where}['seed']", entries["seed"])
     tensors = {
         key: _read_tensor(f"{where}[{key!r}]", entries.pop(key, None), spec, device)
         for key, spec in specs.items()
@@ -176,10 +180,11 @@ def _unwrapped(where: str, saved: Any) -> dict[str, Any]:
     return {**entries, **tensors}
 
 
-def _read_step(where: str, saved: Any) -> int:
+def _read_count(where: str, saved: Any) -> int:
     value = saved.item() if isinstance(saved, Tensor) and saved.numel() == 1 else saved
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or value < 0:
-        raise error(where, "a whole number of at least 0", repr(saved))
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0
+    if not whole or not 0 <= value < 2**63:
+        raise error(where, "a whole number of at least 0, below 2**63", repr(saved))
     return int(value)
 
 

@@ -14,7 +14,14 @@ from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.settings import Options, checked, checked_share
-from bnbx.optim.state import QuantizationMaps, bits_of, local, new_state, wrapped
+from bnbx.optim.state import (
+    QuantizationMaps,
+    add_rounding,
+    bits_of,
+    local,
+    new_state,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +35,7 @@ class _Batch:
 
     rule: str
     hyperparameters: tuple[float, ...]
+    rounding: str | None
     parameters: list[Tensor] = dataclasses.field(default_factory=list)
     gradients: list[Tensor] = dataclasses.field(default_factory=list)
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -42,6 +50,8 @@ _DEFAULT_SETTINGS = {
     "max_unorm": 0.0,
     "block_wise": True,
     "percentile_clipping": 100,
+    "bf16_stochastic_round": False,
+    "kahan_sum": False,
 }
 
 #: The settings that need the norm of a whole parameter, their value for none, and what they keep.
@@ -130,6 +140,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         for key, value in settings.items():
             where = "args." if hasattr(args, key) else ""
             setattr(self.args, key, self._checked(key, getattr(args, key, value), where))
+        _check_rounding("", vars(self.args))
         self._maps = QuantizationMaps()
         self._placed = True
         super().__init__(
@@ -242,10 +253,12 @@ class KbitOptimizer(torch.optim.Optimizer):
                 known[id(config), step] = constants
             if config["percentile_clipping"] < 100:
                 constants = constants[0], _clipped(constants[1], gradient, state, config)
-            key = (constants, p.device, id(state.get("qmap1")), id(state.get("qmap2")))
+            rounding = _rounding_of(p, config)
+            maps = (id(state.get("qmap1")), id(state.get("qmap2")))
+            key = (constants, p.device, *maps, rounding)
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = _Batch(*constants)
+                batch = batches[key] = _Batch(*constants, rounding)
             batch.parameters.append(p)
             batch.gradients.append(gradient)
             batch.states.append(state)
@@ -266,7 +279,7 @@ class KbitOptimizer(torch.optim.Optimizer):
                     own = self._with_betas(overrides[id(p)], shared["betas"])
                     config = {**shared, **own}
                 state = self.state[p]
-                if gradient.layout is not torch.strided or not state or _needs_norms(config):
+                if gradient.layout is not torch.strided or not state or _needs_more(config):
                     where = f"param_groups[{group_number}]['params'][{number}]"
                     self._prepare(p, gradient, state, config, where)
                 found.append((p, gradient, state, config))
@@ -301,6 +314,8 @@ class KbitOptimizer(torch.optim.Optimizer):
         if not state:
             _check_dtype(where, p)
             state.update(self._new_state(p, config))
+        _check_rounding(f" of {where}", config)
+        add_rounding(p, state, config)
         for setting, off, key, numel in _NORM_STATES:
             if config[setting] == off:
                 continue
@@ -339,6 +354,11 @@ class KbitOptimizer(torch.optim.Optimizer):
             column("state2"),
             column("unorm_vec") if limited else [],
         )
+        rounding = {
+            None: (),
+            "kahan_sum": (column("compensation"), None),
+            "bf16_stochastic_round": (None, [state.get("seed") for state in states]),
+        }[batch.rounding]
         bits = bits_of(states[0])
         if bits < 32:
             update = (
@@ -354,9 +374,12 @@ class KbitOptimizer(torch.optim.Optimizer):
                 column("absmax2"),
                 steps,
                 *batch.hyperparameters,
+                *rounding,
             )
         else:
-            torch.ops.bnbx.optimizer_update_32bit(*moments, steps, *batch.hyperparameters)
+            torch.ops.bnbx.optimizer_update_32bit(
+                *moments, steps, *batch.hyperparameters, *rounding
+            )
         for shard, target in zip(shards, targets, strict=True):
             if target is not shard:
                 shard.copy_(target)
@@ -445,8 +468,24 @@ class KbitOptimizer(torch.optim.Optimizer):
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
 
 
-def _needs_norms(config: dict[str, Any]) -> bool:
-    return bool(config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100)
+#: The settings that say how a parameter of bfloat16 is rounded; with none of them, to the nearest.
+_ROUNDINGS = ("kahan_sum", "bf16_stochastic_round")
+
+
+def _needs_more(config: dict[str, Any]) -> bool:
+    norms = config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100
+    return bool(norms or config["kahan_sum"] or config["bf16_stochastic_round"])
+
+
+def _rounding_of(p: Tensor, config: dict[str, Any]) -> str | None:
+    if p.dtype is not torch.bfloat16:
+        return None
+    return next((key for key in _ROUNDINGS if config[key]), None)
+
+
+def _check_rounding(where: str, config: dict[str, Any]) -> None:
+    if config["kahan_sum"] and config["bf16_stochastic_round"]:
+        raise error(f"kahan_sum{where}", "False where bf16_stochastic_round is True", True)
 
 
 def _clipped(

@@ -29,6 +29,10 @@ class CommonOptions(TypedDict, total=False):
     block_wise: bool
     #: Shorten gradients longer than this percentile of the parameter's last 100; 100: none.
     percentile_clipping: int
+    #: Round parameters of bfloat16 up or down at random, so that small updates count on average.
+    bf16_stochastic_round: bool
+    #: Keep what rounding parameters to bfloat16 loses in a second bfloat16.
+    kahan_sum: bool
 
 
 class Options(CommonOptions, total=False):
@@ -114,6 +118,8 @@ SETTINGS: dict[str, Setting] = {
         "a percentile from 1 to 100, which is none",
     ),
     "block_wise": _only(supported=True),
+    "bf16_stochastic_round": _FLAG,
+    "kahan_sum": _FLAG,
 }
 
 

@@ -4,7 +4,9 @@ The layout is that of bitsandbytes: ``step``; ``state1`` and, if the rule has a 
 ``state2``, uint8 or float32 of the parameter's shape; for uint8 also ``absmax1``..., one float32
 per block, and ``qmap1``..., the values of the 256 codes. Both averages of AdEMAMix are in
 ``state1``, whose shape has a 2 in front. States of 4 bits, which bitsandbytes has not, are packed:
-uint8 of one byte per two elements, flat, and the maps have 16 values. With a ``max_unorm`` there is ``unorm_vec``, the norm of
+uint8 of one byte per two elements, flat, and the maps have 16 values. A bfloat16 parameter with
+``kahan_sum`` has ``compensation``, bfloat16 of its shape, and with ``bf16_stochastic_round`` an int
+``seed``. With a ``max_unorm`` there is ``unorm_vec``, the norm of
 the last update.
 """
 
@@ -80,6 +82,16 @@ def tensor_specs(
             specs[f"absmax{number}"] = (torch.float32, state_shape((blocks,), stacked))
             specs[f"qmap{number}"] = (torch.float32, (2**bits,))
     return specs
+
+
+def add_rounding(p: Tensor, state: dict[str, Any], config: dict[str, Any]) -> None:
+    """Add what the settings need beside the states, where the state has none yet."""
+    if p.dtype != torch.bfloat16:
+        return
+    if config["kahan_sum"] and "compensation" not in state:
+        state["compensation"] = torch.zeros_like(local(p), memory_format=torch.contiguous_format)
+    if config["bf16_stochastic_round"] and "seed" not in state:
+        state["seed"] = int(torch.randint(2**63 - 1, (), device="cpu"))
 
 
 def bits_of(state: dict[str, Any]) -> int:
