@@ -49,7 +49,8 @@ static inline void load_compensated(const bfloat16* p, const bfloat16* compensat
 }
 
 // Kahan 1965: the parameter is p + compensation, p the nearest bfloat16 to that sum. Where rounding
-// the rest would take the sum over a tie, so that p is no longer the nearest, it is cut off instead.
+// the rest would take the sum over a tie, so that p is no longer the nearest, it is cut off
+// instead.
 template <class V>
 static inline void store_compensated(const float* values, int64_t n, bfloat16* p,
                                      bfloat16* compensation) {

@@ -69,8 +69,7 @@ struct Map4 {
   typename V::Table16 values;
   Encoder4<V> encode;
 
-  explicit Map4(const float* map)
-      : values(V::table16(map)), encode(ascending_codebook(map)) {}
+  explicit Map4(const float* map) : values(V::table16(map)), encode(ascending_codebook(map)) {}
 };
 
 // The maps of states of 8 bits or, where `map4` is set, of 4: state2 has one of its own.
@@ -355,8 +354,7 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
     rules[i] = again ? rules[i - 1] : Rule(hyperparameters, parameters[i].step);
     scales[i] = 1.0f;
   }
-  const Chunks chunks(parameters, count,
-                      maps == nullptr ? kOptimizerBlocksize : maps->blocksize());
+  const Chunks chunks(parameters, count, maps == nullptr ? kOptimizerBlocksize : maps->blocksize());
   if (hyperparameters.max_unorm > 0.0) {
     limit_updates<V>(rules.get(), parameters, count, maps, hyperparameters, chunks, scales.get());
   }

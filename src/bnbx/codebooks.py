@@ -195,7 +195,8 @@ def create_optimizer_map_4bit(signed: bool = True) -> torch.Tensor:
     Li, Chen & Zhu 2023, "Memory Efficient Optimizers with 4-bit States", sections 3 and 4.
     """
     if signed:
-        return create_dynamic_map(signed=True, max_exponent_bits=3, total_bits=4).unique()
+        padded = create_dynamic_map(signed=True, max_exponent_bits=3, total_bits=4)
+        return torch.cat([padded[:8], padded[-8:]])
     return torch.arange(1, 17, dtype=torch.float32, device="cpu") / 16.0
 
 

@@ -46,10 +46,10 @@ struct Bias {
 };
 
 // One parameter of an optimizer step. The states are float for 32-bit updates, uint8_t codes with
-// their absmax for 8-bit updates (one per 256 elements) and 4-bit updates (one per 128 elements, the
-// codes packed as below). state2 and absmax2 are null where a rule keeps one state; AdEMAMix has its
-// slow average in the second half of state1 and absmax1. unorm is null unless max_unorm is above 0;
-// it gets the norm of the update. With `compensation` or `stochastic`, p is bfloat16.
+// their absmax for 8-bit updates (one per 256 elements) and 4-bit updates (one per 128 elements,
+// the codes packed as below). state2 and absmax2 are null where a rule keeps one state; AdEMAMix
+// has its slow average in the second half of state1 and absmax1. unorm is null unless max_unorm is
+// above 0; it gets the norm of the update. With `compensation` or `stochastic`, p is bfloat16.
 struct ParameterUpdate {
   const void* g;
   DType g_dtype;

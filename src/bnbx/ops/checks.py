@@ -119,7 +119,9 @@ def check_code(argument: str, code: Tensor) -> None:
 def check_ascending(argument: str, code: Tensor) -> None:
     """Raise unless the codebook's entries are in order; reads them, so contracts do not call it."""
     if not bool((code[1:] >= code[:-1]).all()):
-        raise error(argument, f"{len(code)} ascending entries", "entries out of order", "Sort the codebook.")
+        raise error(
+            argument, f"{len(code)} ascending entries", "entries out of order", "Sort the codebook."
+        )
 
 
 def check_packed_4bit(argument: str, packed: Tensor, numel: int) -> None:

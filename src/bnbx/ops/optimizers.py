@@ -253,9 +253,9 @@ def optimizer_update_32bit(
     norm, without ``lr``, is above that share of the parameter's is shortened to it, and
     ``unorm_vec`` gets the norm of each update; without one it is empty.
 
-    For parameters of bfloat16: with ``compensation``, bfloat16 of their shapes, a parameter is the
-    sum of both (Kahan 1965). With ``seed``, an int for each, it is rounded up or down at random; the
-    bits are a function of the seed, the step and the number of the element.
+    Parameters of bfloat16 need not be rounded to the nearest. With ``compensation``, bfloat16 of
+    their shapes, a parameter is the sum of both (Kahan 1965). With ``seed``, an int for each, it is
+    rounded up or down at random, by bits that follow from seed, step and number of the element.
     """
     states = (state1, state2)
     _check_update(32, optimizer_name, g, p, step, states, (), unorm_vec, max_unorm)

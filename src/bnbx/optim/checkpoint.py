@@ -130,6 +130,11 @@ def _numbered(groups: Groups, saved_groups: Groups) -> Iterator[tuple[Any, tuple
             yield number, (p, f" ({names[i]})" if names else "")
 
 
+#: What a state may have beside what its rule keeps.
+_EXTRAS: dict[str, TensorSpec] = {
+    "unorm_vec": (torch.float32, (1,)),
+    "gnorm_vec": (torch.float32, (100,)),
+}
 #: Every entry that a state may have, whatever the rule.
 _KNOWN = [f"{key}{number}" for number in (1, 2) for key in ("state", "absmax", "qmap")]
 
@@ -147,11 +152,8 @@ def _read_state(
         return {}
     step = _read_count(f"{where}['step']", entries.pop("step", None))
     specs = tensor_specs(local(p).shape, bits_of(entries), states)
-    for key, numel in (("unorm_vec", 1), ("gnorm_vec", 100)):
-        if key in entries:
-            specs[key] = (torch.float32, (numel,))
-    if "compensation" in entries:
-        specs["compensation"] = (torch.bfloat16, tuple(local(p).shape))
+    extras = {**_EXTRAS, "compensation": (torch.bfloat16, tuple(local(p).shape))}
+    specs |= {key: spec for key, spec in extras.items() if key in entries}
     if "seed" in entries:
         entries["seed"] = _read_count(f"{where}['seed']", entries["seed"])
     tensors = {
