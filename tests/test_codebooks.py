@@ -167,3 +167,13 @@ def test_dynamic_map_of_fewer_bits(bits, exponents):
 def test_tables_have_one_source():
     assert codebooks.QUANT_TYPES_4BIT == ("nf4", "fp4")
     assert get_4bit_type("nf4").tolist() == list(codebooks.NF4)
+
+
+def test_the_4bit_maps_of_optimizers():
+    """Li, Chen & Zhu 2023: three decades and zero, signed; sixteenths without zero, unsigned."""
+    signed = codebooks.create_optimizer_map_4bit().tolist()
+    decades = [0.0055, 0.0325, 0.0775, 0.2125, 0.4375, 0.6625, 0.8875]
+    expected = [*(-x for x in reversed(decades)), 0.0, *decades, 1.0]
+    assert signed == pytest.approx(expected, rel=1e-6)
+    unsigned = codebooks.create_optimizer_map_4bit(signed=False).tolist()
+    assert unsigned == [i / 16 for i in range(1, 17)]

@@ -67,11 +67,11 @@ std::atomic<const Implementation*>& active() {
 }
 
 // Encoding bisects the codebook.
-void check_ascending(const char* argument, const float* code) {
-  for (int i = 0; i < 255; ++i) {
+void check_ascending(const char* argument, const float* code, int entries = 256) {
+  for (int i = 0; i + 1 < entries; ++i) {
     if (code[i] <= code[i + 1]) continue;
-    throw std::invalid_argument(std::string(argument) +
-                                ": expected 256 ascending entries, got entry " + std::to_string(i) +
+    throw std::invalid_argument(std::string(argument) + ": expected " + std::to_string(entries) +
+                                " ascending entries, got entry " + std::to_string(i) +
                                 " above the next; sort the codebook");
   }
 }
@@ -110,7 +110,8 @@ std::vector<std::string> operations() {
           "int8_linear",
           "estimate_quantiles",
           "optimizer_update_32bit",
-          "optimizer_update_8bit_blockwise"};
+          "optimizer_update_8bit_blockwise",
+          "optimizer_update_4bit_blockwise"};
 }
 
 void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
@@ -211,6 +212,15 @@ void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* 
   check_ascending("qmap1", qmap1);
   if (qmap2 != nullptr) check_ascending("qmap2", qmap2);
   kernels().optimizer_update_8bit_blockwise(rule, parameters, count, qmap1, qmap2, hyperparameters,
+                                            stream);
+}
+
+void optimizer_update_4bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
+                                     int64_t count, const float* qmap1, const float* qmap2,
+                                     const Hyperparameters& hyperparameters, Stream stream) {
+  check_ascending("qmap1", qmap1, 16);
+  if (qmap2 != nullptr) check_ascending("qmap2", qmap2, 16);
+  kernels().optimizer_update_4bit_blockwise(rule, parameters, count, qmap1, qmap2, hyperparameters,
                                             stream);
 }
 

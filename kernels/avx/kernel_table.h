@@ -23,6 +23,7 @@ struct KernelTable {
   decltype(&bnbx::estimate_quantiles) estimate_quantiles;
   decltype(&bnbx::optimizer_update_32bit) optimizer_update_32bit;
   decltype(&bnbx::optimizer_update_8bit_blockwise) optimizer_update_8bit_blockwise;
+  decltype(&bnbx::optimizer_update_4bit_blockwise) optimizer_update_4bit_blockwise;
 };
 
 namespace scalar {

@@ -36,6 +36,7 @@ static constexpr KernelTable table_of() {
       &estimate_quantiles<V>,
       &optimizer_update_32bit<V>,
       &optimizer_update_8bit_blockwise<V>,
+      &optimizer_update_4bit_blockwise<V>,
   };
 }
 

@@ -1,4 +1,4 @@
-// optimizer_update_32bit and optimizer_update_8bit_blockwise: one pass over all parameters of a
+// optimizer_update_32bit, _8bit_blockwise and _4bit_blockwise: one pass over all parameters of a
 // call, in chunks of equal size, so that many small tensors are shared as evenly as one large one.
 // Where max_unorm limits the updates, a pass before it measures them.
 //
@@ -10,11 +10,11 @@
 #include <cmath>
 #include <type_traits>
 
+#include "avx/bf16_rounding.h"
+#include "avx/optimizer_states.h"
 #include "avx/parallel.h"
-#include "avx/quantize_blockwise.h"
 #include "avx/sweep.h"
 #include "avx/workspace.h"
-#include "common/codebooks.h"
 #include "common/optimizers.h"
 
 namespace bnbx::cpu {
@@ -24,8 +24,11 @@ class Chunks {
  public:
   static constexpr int64_t kSize = 16 * kOptimizerBlocksize;
 
-  BNBX_MEMBER Chunks(const ParameterUpdate* parameters, int64_t count)
-      : parameters_(parameters), count_(count), first_(allocate<int64_t>(count + 1)) {
+  BNBX_MEMBER Chunks(const ParameterUpdate* parameters, int64_t count, int64_t blocksize)
+      : parameters_(parameters),
+        count_(count),
+        blocksize_(blocksize),
+        first_(allocate<int64_t>(count + 1)) {
     first_[0] = 0;
     for (int64_t i = 0; i < count; ++i) {
       first_[i + 1] = first_[i] + ceil_div(parameters[i].numel, kSize);
@@ -44,8 +47,8 @@ class Chunks {
         while (first_[i + 1] <= chunk) ++i;
         const int64_t begin = (chunk - first_[i]) * kSize;
         const int64_t stop = smaller(begin + kSize, parameters_[i].numel);
-        for (int64_t start = begin; start < stop; start += kOptimizerBlocksize) {
-          f(chunk, i, start, smaller(kOptimizerBlocksize, stop - start));
+        for (int64_t start = begin; start < stop; start += blocksize_) {
+          f(chunk, i, start, smaller(blocksize_, stop - start));
         }
       }
     });
@@ -53,19 +56,8 @@ class Chunks {
 
  private:
   const ParameterUpdate* parameters_;
-  int64_t count_;
+  int64_t count_, blocksize_;
   Workspace<int64_t> first_;
-};
-
-// What states are stored as: floats, or codes of 8 bits with maps, of which state2 has its own.
-struct FloatStates {
-  static constexpr bool kCodes = false;
-};
-template <class Encoder>
-struct CodedStates {
-  static constexpr bool kCodes = true;
-  const float* code[2];
-  const Encoder* encode[2];
 };
 
 // One block of a parameter as floats, in the tensors themselves or in buffers; coded states are
@@ -80,7 +72,7 @@ struct Block {
 
 struct Buffers {
   alignas(64) float floats[5][kOptimizerBlocksize];
-  alignas(64) uint8_t codes[3][kOptimizerBlocksize];
+  alignas(64) uint8_t codes[3][kOptimizerBlocksize + 64];
 };
 
 template <class V, class T>
@@ -100,28 +92,36 @@ static inline void from_floats(const float* floats, int64_t n, T* values) {
   sweep<V>(n, [&](int64_t i, auto lanes) { store<V>(values + i, V::load(floats + i), lanes); });
 }
 
-// A type as a value.
-template <class T>
-struct Named {
-  using Type = T;
-};
-
-static inline int map_of(int state) { return state == 1; }
-
-// Where a block of a state lies. The third state follows the first in its tensors.
-struct StateBlock {
-  void* state;  // of the whole parameter
-  float* absmax;
-  int64_t start, number;  // of the block, in elements and in blocks
-
-  BNBX_MEMBER StateBlock(const ParameterUpdate& u, int k, int64_t block_start)
-      : state(k == 1 ? u.state2 : u.state1),
-        absmax(k == 1 ? u.absmax2 : u.absmax1),
-        start(k == 2 ? u.numel + block_start : block_start),
-        number(block_start / kOptimizerBlocksize) {
-    if (k == 2) number += ceil_div(u.numel, kOptimizerBlocksize);
+template <class V>
+static inline float* open_parameter(const ParameterUpdate& u, int64_t start, int64_t n,
+                                    float* buffer) {
+  if (u.compensation != nullptr) {
+    load_compensated<V>(static_cast<bfloat16*>(u.p) + start,
+                        static_cast<bfloat16*>(u.compensation) + start, n, buffer);
+    return buffer;
   }
-};
+  float* values = nullptr;
+  with_type(u.p_dtype, [&](auto type) {
+    values = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, buffer);
+  });
+  return values;
+}
+
+template <class V>
+static inline void close_parameter(const ParameterUpdate& u, int64_t start, int64_t n,
+                                   const float* values) {
+  if (u.compensation != nullptr) {
+    store_compensated<V>(values, n, static_cast<bfloat16*>(u.p) + start,
+                         static_cast<bfloat16*>(u.compensation) + start);
+  } else if (u.stochastic) {
+    const RandomBits random(static_cast<uint64_t>(u.seed), u.step);
+    store_stochastically<V>(values, n, random, start, static_cast<bfloat16*>(u.p) + start);
+  } else {
+    with_type(u.p_dtype, [&](auto type) {
+      from_floats<V>(values, n, static_cast<decltype(type)*>(u.p) + start);
+    });
+  }
+}
 
 template <class V, class States>
 static Block open_block(const ParameterUpdate& u, int states, int64_t start, int64_t n,
@@ -131,25 +131,23 @@ static Block open_block(const ParameterUpdate& u, int states, int64_t start, int
     auto* g = static_cast<const decltype(type)*>(u.g) + start;
     block.g = as_floats<V>(const_cast<decltype(type)*>(g), n, buffers.floats[3]);
   });
-  with_type(u.p_dtype, [&](auto type) {
-    block.p = as_floats<V>(static_cast<decltype(type)*>(u.p) + start, n, buffers.floats[4]);
-  });
+  block.p = open_parameter<V>(u, start, n, buffers.floats[4]);
   for (int k = 0; k < states; ++k) {
-    const StateBlock at(u, k, start);
     if constexpr (States::kCodes) {
-      const uint8_t* codes = static_cast<const uint8_t*>(at.state) + at.start;
-      for (int64_t i = 0; i < n; i += 64) prefetch(codes + i + kOptimizerBlocksize);
+      const uint8_t* codes = States::codes(u, k, start);
+      const int64_t bytes = States::bytes(n);
+      for (int64_t i = 0; i < bytes; i += 64)
+        prefetch(codes + i + States::bytes(States::kBlocksize));
       if (n % V::kWidth != 0) {
-        memcpy(buffers.codes[k], codes, n);
-        memset(buffers.codes[k] + n, 0, V::kWidth - n % V::kWidth);
+        memcpy(buffers.codes[k], codes, bytes);
+        memset(buffers.codes[k] + bytes, 0, V::kWidth);
         codes = buffers.codes[k];
       }
       block.codes[k] = codes;
-      block.scales[k] = at.absmax[at.number];
+      block.scales[k] = *absmax_of<States>(u, k, start);
       block.states[k] = buffers.floats[k];
     } else {
-      block.states[k] =
-          as_floats<V>(static_cast<float*>(at.state) + at.start, n, buffers.floats[k]);
+      block.states[k] = as_floats<V>(States::values(u, k, start), n, buffers.floats[k]);
     }
   }
   return block;
@@ -158,38 +156,34 @@ static Block open_block(const ParameterUpdate& u, int states, int64_t start, int
 template <class V, class States>
 static void close_block(const ParameterUpdate& u, int states, const States& stored, int64_t start,
                         int64_t n, const float* absmax, const Block& block) {
-  with_type(u.p_dtype, [&](auto type) {
-    from_floats<V>(block.p, n, static_cast<decltype(type)*>(u.p) + start);
-  });
+  close_parameter<V>(u, start, n, block.p);
   for (int k = 0; k < states; ++k) {
-    const StateBlock at(u, k, start);
     if constexpr (States::kCodes) {
-      at.absmax[at.number] = absmax[k];
-      quantize_blockwise_block<V>(static_cast<const float*>(block.states[k]), absmax[k], n,
-                                  *stored.encode[map_of(k)],
-                                  static_cast<uint8_t*>(at.state) + at.start);
+      *absmax_of<States>(u, k, start) = absmax[k];
+      stored.encode(k, block.states[k], absmax[k], n, States::codes(u, k, start));
     } else {
-      from_floats<V>(block.states[k], n, static_cast<float*>(at.state) + at.start);
+      from_floats<V>(block.states[k], n, States::values(u, k, start));
     }
   }
 }
 
-template <class V, class States>
-static inline typename V::F32 state_of(const States& stored, const Block& block, int k, int64_t i) {
-  if constexpr (States::kCodes) {
-    const auto codes = V::load_bytes(block.codes[k] + i);
-    return V::gather(stored.code[map_of(k)], codes) * typename V::F32(block.scales[k]);
-  } else {
+template <class V, class Decoder>
+static inline typename V::F32 state_of(const Decoder& decode, const Block& block, int k,
+                                       int64_t i) {
+  if constexpr (std::is_same_v<Decoder, FloatStates>) {
     return V::load(block.states[k] + i);
+  } else {
+    return decode(k, block.codes[k], i) * typename V::F32(block.scales[k]);
   }
 }
 
 // One block's update; `scale` makes it shorter. Leaves the largest magnitude of each coded state.
 // Takes copies: what is known by reference would be read again after each store.
-template <class V, class Rule, class States>
+template <class V, class Rule, class Decoder>
 static inline void update_block(const Rule rule, const Hyperparameters& hyperparameters,
-                                float scale, const States stored, int64_t n, const Block block,
+                                float scale, const Decoder decode, int64_t n, const Block block,
                                 float* absmax) {
+  constexpr bool kCodes = !std::is_same_v<Decoder, FloatStates>;
   using F32 = typename V::F32;
   const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
   const F32 decay(rule.decay), step_size(rule.step_size * scale);
@@ -199,12 +193,12 @@ static inline void update_block(const Rule rule, const Hyperparameters& hyperpar
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     const F32 p = V::load(block.p + i);
-    if constexpr (States::kCodes) {  // while codes are made, nothing else would be read
+    if constexpr (kCodes) {  // while codes are made, nothing else would be read
       prefetch(block.g + i + kOptimizerBlocksize);
       prefetch(block.p + i + kOptimizerBlocksize);
     }
     F32 old[Rule::kStates], states[Rule::kStates];
-    for (int k = 0; k < Rule::kStates; ++k) old[k] = states[k] = state_of<V>(stored, block, k, i);
+    for (int k = 0; k < Rule::kStates; ++k) old[k] = states[k] = state_of<V>(decode, block, k, i);
     const F32 direction = rule(g, p, states);
     F32 new_p = p * decay - direction * step_size;
     if (skip_zeros) {
@@ -214,10 +208,10 @@ static inline void update_block(const Rule rule, const Hyperparameters& hyperpar
     V::store(block.p + i, new_p);
     for (int k = 0; k < Rule::kStates; ++k) {
       V::store(block.states[k] + i, states[k]);
-      if constexpr (States::kCodes) magnitudes[k] = V::max(magnitudes[k], V::abs_bits(states[k]));
+      if constexpr (kCodes) magnitudes[k] = V::max(magnitudes[k], V::abs_bits(states[k]));
     }
   }
-  if constexpr (States::kCodes) {
+  if constexpr (kCodes) {
     for (int k = 0; k < Rule::kStates; ++k) {
       absmax[k] = n % V::kWidth == 0 ? finite_magnitude<V>(magnitudes[k])
                                      : finite_absmax<V>(block.states[k], n);
@@ -226,16 +220,16 @@ static inline void update_block(const Rule rule, const Hyperparameters& hyperpar
 }
 
 // Writes the directions of one block's update.
-template <class V, class Rule, class States>
+template <class V, class Rule, class Decoder>
 static inline void directions_of_block(const Rule& rule, const Hyperparameters& hyperparameters,
-                                       const States& stored, int64_t n, const Block& block,
+                                       const Decoder decode, int64_t n, const Block& block,
                                        float* directions) {
   using F32 = typename V::F32;
   const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     F32 states[Rule::kStates];
-    for (int k = 0; k < Rule::kStates; ++k) states[k] = state_of<V>(stored, block, k, i);
+    for (int k = 0; k < Rule::kStates; ++k) states[k] = state_of<V>(decode, block, k, i);
     F32 direction = rule(g, V::load(block.p + i), states);
     if (hyperparameters.skip_zeros) direction = V::where_zero(g, F32(0.0f), direction);
     V::store(directions + i, direction);
@@ -269,7 +263,7 @@ static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, 
     Buffers buffers;
     alignas(64) float directions[kOptimizerBlocksize];
     const Block block = open_block<V, States>(parameters[i], Rule::kStates, start, n, buffers);
-    directions_of_block<V>(rules[i], hyperparameters, stored, n, block, directions);
+    directions_of_block<V>(rules[i], hyperparameters, stored.decoder(), n, block, directions);
     sums[chunk].p += sum_of_squares<V>(block.p, n);
     sums[chunk].directions += sum_of_squares<V>(directions, n);
   });
@@ -296,7 +290,7 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
     rules[i] = again ? rules[i - 1] : Rule(hyperparameters, parameters[i].step);
     scales[i] = 1.0f;
   }
-  const Chunks chunks(parameters, count);
+  const Chunks chunks(parameters, count, States::kBlocksize);
   if (hyperparameters.max_unorm > 0.0) {
     limit_updates<V>(rules.get(), parameters, count, stored, hyperparameters, chunks, scales.get());
   }
@@ -304,10 +298,16 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
     Buffers buffers;
     float absmax[Rule::kStates];
     const Block block = open_block<V, States>(parameters[i], Rule::kStates, start, n, buffers);
-    update_block<V>(rules[i], hyperparameters, scales[i], stored, n, block, absmax);
+    update_block<V>(rules[i], hyperparameters, scales[i], stored.decoder(), n, block, absmax);
     close_block<V>(parameters[i], Rule::kStates, stored, start, n, absmax, block);
   });
 }
+
+// A type as a value.
+template <class T>
+struct Named {
+  using Type = T;
+};
 
 template <class V, class States>
 static void optimizer_update(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
@@ -337,14 +337,24 @@ template <class V, class Encoder = Encoder8<V>>
 void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
                                      int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream) {
-  using States = CodedStates<Encoder>;
-  const Encoder encode1(qmap1);
+  const Encoder encoder1(qmap1);
   if (qmap2 == nullptr) {
-    const States stored{{qmap1, nullptr}, {&encode1, nullptr}};
+    const States8<V, Encoder> stored{{qmap1, nullptr}, {&encoder1, nullptr}};
     return optimizer_update<V>(rule, parameters, count, stored, hyperparameters);
   }
-  const Encoder encode2(qmap2);
-  const States stored{{qmap1, qmap2}, {&encode1, &encode2}};
+  const Encoder encoder2(qmap2);
+  const States8<V, Encoder> stored{{qmap1, qmap2}, {&encoder1, &encoder2}};
+  optimizer_update<V>(rule, parameters, count, stored, hyperparameters);
+}
+
+template <class V>
+void optimizer_update_4bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
+                                     int64_t count, const float* qmap1, const float* qmap2,
+                                     const Hyperparameters& hyperparameters, Stream) {
+  if (qmap2 == nullptr) qmap2 = qmap1;
+  const States4<V> stored{
+      {V::table16(qmap1), V::table16(qmap2)},
+      {Encoder4<V>(ascending_codebook(qmap1)), Encoder4<V>(ascending_codebook(qmap2))}};
   optimizer_update<V>(rule, parameters, count, stored, hyperparameters);
 }
 

@@ -39,18 +39,25 @@ class Encoder4 {
   typename V::F32 middle_;
 };
 
+// Quantizes one block, of which finite_absmax is known.
 template <class V, class T>
-static inline float quantize_4bit_block(const T* A, int64_t n, const Encoder4<V>& encode,
-                                        uint8_t* out) {
-  const float absmax = finite_absmax<V>(A, n);
+static inline void encode_4bit_block(const T* A, float absmax, int64_t n, const Encoder4<V>& encode,
+                                     uint8_t* out) {
   if (absmax != absmax) {  // decodes to NaN whatever the codes are
     memset(out, 0, (n + 1) / 2);
-    return absmax;
+    return;
   }
   const typename V::F32 inverse(1.0f / larger(absmax, kSmallestAbsmax));
   sweep<V>(n, [&](int64_t i, auto lanes) {
     store_nibbles<V>(out + i / 2, encode(load<V>(A + i, lanes) * inverse), lanes);
   });
+}
+
+template <class V, class T>
+static inline float quantize_4bit_block(const T* A, int64_t n, const Encoder4<V>& encode,
+                                        uint8_t* out) {
+  const float absmax = finite_absmax<V>(A, n);
+  encode_4bit_block<V>(A, absmax, n, encode, out);
   return absmax;
 }
 

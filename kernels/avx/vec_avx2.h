@@ -33,6 +33,11 @@ static inline I32 operator-(I32 a, I32 b) { return _mm256_sub_epi32(a.v, b.v); }
 static inline I32 operator|(I32 a, I32 b) { return _mm256_or_si256(a.v, b.v); }
 static inline I32 operator&(I32 a, I32 b) { return _mm256_and_si256(a.v, b.v); }
 static inline I32 operator^(I32 a, I32 b) { return _mm256_xor_si256(a.v, b.v); }
+static inline I32 operator*(I32 a, I32 b) { return _mm256_mullo_epi32(a.v, b.v); }
+template <int kShift>
+static inline I32 shift_right_logical(I32 a) {
+  return _mm256_srli_epi32(a.v, kShift);
+}
 static inline F32 sqrt(F32 a) { return _mm256_sqrt_ps(a.v); }
 static inline F32 sign(F32 a) {
   const __m256 signed_lanes = _mm256_cmp_ps(a.v, _mm256_setzero_ps(), _CMP_NEQ_OQ);
@@ -142,6 +147,7 @@ struct Vec {
   static I32 abs_bits(F32 a) {
     return _mm256_and_si256(_mm256_castps_si256(a.v), _mm256_set1_epi32(0x7fffffff));
   }
+  static F32 from_bits(I32 a) { return _mm256_castsi256_ps(a.v); }
   static I32 max(I32 a, I32 b) { return _mm256_max_epi32(a.v, b.v); }
   static I32 min(I32 a, I32 b) { return _mm256_min_epi32(a.v, b.v); }
   template <int kShift>

@@ -33,6 +33,11 @@ static inline I32 operator-(I32 a, I32 b) { return _mm512_sub_epi32(a.v, b.v); }
 static inline I32 operator|(I32 a, I32 b) { return _mm512_or_si512(a.v, b.v); }
 static inline I32 operator&(I32 a, I32 b) { return _mm512_and_si512(a.v, b.v); }
 static inline I32 operator^(I32 a, I32 b) { return _mm512_xor_si512(a.v, b.v); }
+static inline I32 operator*(I32 a, I32 b) { return _mm512_mullo_epi32(a.v, b.v); }
+template <int kShift>
+static inline I32 shift_right_logical(I32 a) {
+  return _mm512_srli_epi32(a.v, kShift);
+}
 static inline F32 sqrt(F32 a) { return _mm512_sqrt_ps(a.v); }
 static inline F32 sign(F32 a) {
   const __mmask16 signed_lanes = _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_OQ);
@@ -127,6 +132,7 @@ struct Vec {
   static I32 abs_bits(F32 a) {
     return _mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff));
   }
+  static F32 from_bits(I32 a) { return _mm512_castsi512_ps(a.v); }
   static I32 max(I32 a, I32 b) { return _mm512_max_epi32(a.v, b.v); }
   static I32 min(I32 a, I32 b) { return _mm512_min_epi32(a.v, b.v); }
   template <int kShift>

@@ -53,6 +53,14 @@ static inline I32 operator&(I32 a, I32 b) {
 static inline I32 operator^(I32 a, I32 b) {
   return {veorq_s32(a.low, b.low), veorq_s32(a.high, b.high)};
 }
+static inline I32 operator*(I32 a, I32 b) {
+  return {vmulq_s32(a.low, b.low), vmulq_s32(a.high, b.high)};
+}
+template <int kShift>
+static inline I32 shift_right_logical(I32 a) {
+  return {vshrq_n_u32(vreinterpretq_u32_s32(a.low), kShift),
+          vshrq_n_u32(vreinterpretq_u32_s32(a.high), kShift)};
+}
 static inline F32 sqrt(F32 a) { return {vsqrtq_f32(a.low), vsqrtq_f32(a.high)}; }
 
 static inline float32x4_t sign(float32x4_t a) {
@@ -162,6 +170,9 @@ struct Vec {
   static I32 bits(F32 a) { return {vreinterpretq_s32_f32(a.low), vreinterpretq_s32_f32(a.high)}; }
   static I32 abs_bits(F32 a) {
     return {vreinterpretq_s32_f32(vabsq_f32(a.low)), vreinterpretq_s32_f32(vabsq_f32(a.high))};
+  }
+  static F32 from_bits(I32 a) {
+    return {vreinterpretq_f32_s32(a.low), vreinterpretq_f32_s32(a.high)};
   }
   static I32 max(I32 a, I32 b) { return {vmaxq_s32(a.low, b.low), vmaxq_s32(a.high, b.high)}; }
   static I32 min(I32 a, I32 b) { return {vminq_s32(a.low, b.low), vminq_s32(a.high, b.high)}; }

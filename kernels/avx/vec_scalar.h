@@ -1,7 +1,8 @@
 // The vector vocabulary in plain C++: what every machine runs, and the meaning of each word.
 //
 // A vocabulary is a struct with the types F32 and I32 of kWidth lanes and the static functions
-// below. Kernels are templates over it. F32 has + - * /, I32 has + - & | ^.
+// below. Kernels are templates over it. F32 has + - * /, I32 has + - * & | ^ and
+// shift_right_logical().
 #pragma once
 
 #include <cmath>
@@ -65,6 +66,18 @@ static inline I32 operator&(I32 a, I32 b) {
 }
 static inline I32 operator^(I32 a, I32 b) {
   return map<I32>(a, b, [](int32_t x, int32_t y) { return x ^ y; });
+}
+// The low 32 bits.
+static inline I32 operator*(I32 a, I32 b) {
+  return map<I32>(a, b, [](int32_t x, int32_t y) {
+    return static_cast<int32_t>(static_cast<uint32_t>(x) * static_cast<uint32_t>(y));
+  });
+}
+template <int kShift>
+static inline I32 shift_right_logical(I32 a) {
+  return map<I32>(a, a, [](int32_t x, int32_t) {
+    return static_cast<int32_t>(static_cast<uint32_t>(x) >> kShift);
+  });
 }
 static inline F32 sqrt(F32 a) {
   return map<F32>(a, a, [](float x, float) { return ::sqrtf(x); });
@@ -169,6 +182,11 @@ struct Vec {
   static I32 bits(F32 a) {
     I32 out;
     for (int i = 0; i < kWidth; ++i) out.v[i] = static_cast<int32_t>(float_bits(a.v[i]));
+    return out;
+  }
+  static F32 from_bits(I32 a) {
+    F32 out;
+    for (int i = 0; i < kWidth; ++i) out.v[i] = bits_float(static_cast<uint32_t>(a.v[i]));
     return out;
   }
   static I32 max(I32 a, I32 b) {

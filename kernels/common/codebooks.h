@@ -23,6 +23,16 @@ BNBX_INLINE constexpr Codebook4 with_bounds(Codebook4 book) {
   return book;
 }
 
+// The type whose values ascend with the code: `map` has 16 of them.
+BNBX_INLINE Codebook4 ascending_codebook(const float* map) {
+  Codebook4 book{};
+  for (int i = 0; i < 16; ++i) {
+    book.values[i] = map[i];
+    book.code_at[i] = static_cast<uint8_t>(i);
+  }
+  return with_bounds(book);
+}
+
 // Dettmers et al. 2023, QLoRA, appendix E.
 static constexpr Codebook4 kNF4 = with_bounds({
     {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
@@ -45,7 +55,8 @@ static constexpr Codebook4 kFP4 = with_bounds({
 static constexpr float kSmallestAbsmax = 1e-38f;
 static constexpr float kSmallestRowAbsmax = 1e-36f;
 
-// Elements that share one scale in an 8-bit optimizer state.
+// Elements that share one scale in an 8-bit optimizer state, and in a 4-bit one.
 static constexpr int64_t kOptimizerBlocksize = 256;
+static constexpr int64_t kOptimizerBlocksize4 = 128;
 
 }  // namespace bnbx

@@ -176,6 +176,30 @@ def create_normal_map(offset: float = 0.9677083, use_extra_value: bool = True) -
     return values / values.max()
 
 
+def create_optimizer_map_4bit(signed: bool = True) -> torch.Tensor:
+    """Return the values of a 4-bit optimizer state.
+
+    Parameters
+    ----------
+    signed
+        True for averages of the gradient: the dynamic map, which has a zero. False for averages of
+        its square: sixteenths without zero, because their root is divided by.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 of shape ``(16,)``, ascending.
+
+    References
+    ----------
+    Li, Chen & Zhu 2023, "Memory Efficient Optimizers with 4-bit States", sections 3 and 4.
+    """
+    if signed:
+        padded = create_dynamic_map(signed=True, max_exponent_bits=3, total_bits=4)
+        return torch.cat([padded[:8], padded[-8:]])
+    return torch.arange(1, 17, dtype=torch.float32, device="cpu") / 16.0
+
+
 def create_fp8_map(
     signed: bool = True, exponent_bits: int = 5, precision_bits: int = 2, total_bits: int = 8
 ) -> torch.Tensor:

@@ -1,7 +1,8 @@
-// optimizer_update_32bit and optimizer_update_8bit_blockwise.
+// optimizer_update_32bit, optimizer_update_8bit_blockwise and optimizer_update_4bit_blockwise.
 #include <algorithm>
 
 #include "check.h"
+#include "common/rounding.h"
 
 namespace bnbx::test {
 namespace {
@@ -255,6 +256,91 @@ void test_8bit(OptimizerRule rule, const Hyperparameters& h, bool dynamic) {
   }
 }
 
+// The 16-entry maps, as ascending as the others.
+std::vector<float> every_16th(const std::vector<float>& map) {
+  std::vector<float> out(16);
+  for (int i = 0; i < 16; ++i) out[i] = map[16 * i + 15];
+  return out;
+}
+
+uint8_t code4(const std::vector<uint8_t>& packed, size_t i) {
+  return static_cast<uint8_t>(i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15);
+}
+
+void test_4bit(OptimizerRule rule, const Hyperparameters& h) {
+  const bool squares = rule == OptimizerRule::kRMSprop || rule == OptimizerRule::kAdagrad;
+  const auto qmap1 = every_16th(squares ? unsigned_map() : signed_map());
+  const auto qmap2 = every_16th(unsigned_map());
+  const int64_t size = kOptimizerBlocksize4;
+  for (int64_t n : {0, 1, 2, 127, 128, 129, 9001}) {
+    Parameter<float, bfloat16> now(n, 3);
+    const auto bytes = static_cast<size_t>(blocks_of(n, 2)),
+               blocks = static_cast<size_t>(blocks_of(n, size));
+    now.codes1.resize(2 * bytes);  // the slow average begins with a byte of its own
+    now.codes2.resize(bytes);
+    now.absmax1 = random_positive(2 * blocks_of(n, size));
+    now.absmax2 = random_positive(blocks_of(n, size));
+    const std::vector<uint8_t> slow(now.codes1.begin() + bytes, now.codes1.end());
+    for (int64_t i = 0; i < n; ++i) {
+      const size_t block = i / size;
+      now.m[i] = qmap1[code4(now.codes1, i)] * now.absmax1[block];
+      now.m[n + i] = qmap1[code4(slow, i)] * now.absmax1[blocks + block];
+      now.v[i] = qmap2[code4(now.codes2, i)] * now.absmax2[block];
+    }
+    const auto before = now;
+    const ParameterUpdate update = now.update(false);
+    optimizer_update_4bit_blockwise(rule, &update, 1, qmap1.data(),
+                                    states_of(rule) > 1 ? qmap2.data() : nullptr, h, nullptr);
+    for (int64_t start = 0; start < n; start += size) {
+      std::vector<double> states[3];
+      std::vector<uint8_t> codes[3];
+      const std::vector<uint8_t> new_slow(now.codes1.begin() + bytes, now.codes1.end());
+      for (int64_t i = start; i < std::min(start + size, n); ++i) {
+        const Element old = before.element(i);
+        const Element expected = updated(rule, old, number(before.g[i]) * h.gnorm_scale, h, 3);
+        CHECK(parameter_is_close(now.p[i], old, expected, h));
+        for (int k = 0; k < 3; ++k) states[k].push_back(expected.states[k]);
+        codes[0].push_back(code4(now.codes1, i));
+        codes[1].push_back(code4(now.codes2, i));
+        codes[2].push_back(code4(new_slow, i));
+      }
+      const size_t block = start / size;
+      const float absmax[] = {now.absmax1[block], now.absmax2[block], now.absmax1[blocks + block]};
+      for (int k = 0; k < states_of(rule); ++k) {
+        check_block(states[k], codes[k].data(), absmax[k], k == 1 ? qmap2 : qmap1);
+      }
+    }
+  }
+}
+
+// Rounded at random, a parameter is one of its two neighbours, by its bits and on average right;
+// with a compensation it is the nearest to the sum, which is right to twice the digits.
+void test_rounding() {
+  const Hyperparameters h{0x1p-12, 0.9, 0.99, 0.0, 0.0, 0.0, 0.0, 1.0, false, 0.0};
+  const size_t n = 20003;
+  for (const bool stochastic : {true, false}) {
+    Parameter<float, bfloat16> now(static_cast<int64_t>(n), 5);
+    std::vector<bfloat16> compensation(n, rounded<bfloat16>(0.0f));
+    std::fill(now.p.begin(), now.p.end(), rounded<bfloat16>(1.0f));
+    std::fill(now.g.begin(), now.g.end(), -1e6f);
+    ParameterUpdate update = now.update(true);
+    update.stochastic = stochastic;
+    update.seed = 42;
+    if (!stochastic) update.compensation = compensation.data();
+    optimizer_update_32bit(OptimizerRule::kLion, &update, 1, h, nullptr);
+    const RandomBits random(42, 5);
+    double moved = 0.0;
+    for (size_t i = 0; i < n; ++i) {
+      moved += number(now.p[i]) - 1.0 + number(compensation[i]);
+      // 1 + 2^-12 has 0x800 in its lower 16 bits.
+      const bool up = (random(static_cast<uint32_t>(i)) & 0xffffu) >= 0x10000u - 0x800u;
+      CHECK(number(now.p[i]) == (stochastic && up ? 1.0 + 0x1p-7 : 1.0));
+      CHECK(stochastic || number(compensation[i]) == 0x1p-12);
+    }
+    CHECK(std::fabs(moved / static_cast<double>(n) * 0x1p12 - 1.0) < (stochastic ? 0.2 : 1e-9));
+  }
+}
+
 // With a limit on its norm an update has that norm, and unorm is the norm that it would have had.
 void test_max_unorm(OptimizerRule rule, Hyperparameters h) {
   h.weight_decay = 0.0;
@@ -331,11 +417,13 @@ void test_all() {
       // Where nothing is divided by a root, which may be near 0 with this map.
       if (states_of(rule) == 1 && !squares(rule)) test_8bit<float, float>(rule, h, true);
       test_8bit<bfloat16, float16>(rule, h, false);
+      test_4bit(rule, h);
       test_max_unorm(rule, h);
     }
     // No parameters at all.
     optimizer_update_32bit(rule, nullptr, 0, plain, nullptr);
   }
+  test_rounding();
 }
 
 }  // namespace

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import math
+import re
 
 import pytest
 import torch
+from tests.ops.samples import unpacked
 
 from bnbx import optim
-from bnbx.ops import OPTIMIZER_BLOCKSIZE
+from bnbx.ops import OPTIMIZER_BLOCKSIZES
 
 FAMILIES = ("Adam", "AdamW", "AdEMAMix", "Lion", "SGD", "RMSprop", "Adagrad", "LAMB", "LARS")
 PAGED = ("Adam", "AdamW", "AdEMAMix", "Lion")
 #: Every name that bitsandbytes has, but PytorchLARS, which is not one of a family.
 NAMES = [f"{name}{bits}" for name in FAMILIES for bits in ("", "8bit", "32bit")]
 NAMES += [f"Paged{name}{bits}" for name in PAGED for bits in ("", "8bit", "32bit")]
+#: Names of ours.
+FAMILIES_4BIT = ("Adam", "AdamW")
+NAMES += [f"{paged}{name}4bit" for name in FAMILIES_4BIT for paged in ("", "Paged")]
 
 NEEDED = {"SGD": {"lr": 1e-2, "momentum": 0.9}, "LARS": {"lr": 1e-2, "momentum": 0.9}}
 #: The rules in float64; "adam" where it is not one of these.
@@ -29,7 +35,12 @@ RULE_OF = {
 
 
 def family_of(name):
-    return name.removeprefix("Paged").removesuffix("8bit").removesuffix("32bit")
+    return re.fullmatch(r"(Paged)?(.*?)(\d+bit)?", name)[2]
+
+
+def bits_of(name):
+    """Return the bits that a name fixes, or those that are the default."""
+    return int(re.search(r"(\d*)(bit)?$", name)[1] or 32)
 
 
 def make(name, params, **settings):
@@ -43,6 +54,9 @@ MAKERS = [
     for name in FAMILIES
     for bits in ("8bit", "32bit")
 ]
+MAKERS += [
+    pytest.param(functools.partial(make, f"{name}4bit"), id=f"{name}4bit") for name in FAMILIES_4BIT
+]
 every_maker = pytest.mark.parametrize("cls", MAKERS)
 
 
@@ -53,8 +67,8 @@ def constants(optimizer, number=0):
     return {**group, **betas, "gnorm_scale": -1.0 if group["maximize"] else 1.0}
 
 
-def states_of(state):
-    """Return what the state tensors of a parameter mean, in float32."""
+def states_of(state, shape=None):
+    """Return what the state tensors of a parameter of that shape mean, in float32."""
     values = []
     for number in (1, 2):
         if f"state{number}" in state:
@@ -63,9 +77,13 @@ def states_of(state):
                 values.append(codes.clone())
                 continue
             scales = state[f"absmax{number}"]
+            qmap = state[f"qmap{number}"]
+            bits = 4 if len(qmap) == 16 else 8
+            if bits == 4:
+                codes = unpacked(codes, math.prod(shape)).view(shape)
             rows = codes.reshape(scales.shape[0] if scales.dim() > 1 else 1, -1)
-            each = scales.view(len(rows), -1).repeat_interleave(OPTIMIZER_BLOCKSIZE, dim=1)
-            decoded = state[f"qmap{number}"][rows.int()] * each[:, : rows.shape[1]]
+            each = scales.view(len(rows), -1).repeat_interleave(OPTIMIZER_BLOCKSIZES[bits], dim=1)
+            decoded = qmap[rows.int()] * each[:, : rows.shape[1]]
             values.append(decoded.view(codes.shape))
     return values
 

@@ -17,6 +17,7 @@ from .families import (
     NAMES,
     PAGED,
     RULE_OF,
+    bits_of,
     constants,
     family_of,
     make,
@@ -73,14 +74,15 @@ def expected_of(optimizer, p, step):
             torch.zeros(s, device=p.device) for s in stacked[: 1 + (rule in {"adam", "ademamix"})]
         ]
     else:
-        states = states_of(state)
+        states = states_of(state, p.shape)
     return rules.update(rule, h, step, p.grad, p.detach(), *states)
 
 
 def oracle_nearest(values, qmap):
-    """Each value replaced by the nearest that its block of 256 can hold."""
-    blocks = [b / b.abs().max().clamp(min=1e-38) for b in values.flatten().split(256)]
-    scales = [b.abs().max() for b in values.flatten().split(256)]
+    """Each value replaced by the nearest that its block of 256, of 4-bit codes 128, can hold."""
+    blocksize = 128 if len(qmap) == 16 else 256
+    blocks = [b / b.abs().max().clamp(min=1e-38) for b in values.flatten().split(blocksize)]
+    scales = [b.abs().max() for b in values.flatten().split(blocksize)]
     nearest = [qmap[(b[:, None] - qmap).abs().argmin(1)] for b in blocks]
     return torch.cat([n * s for n, s in zip(nearest, scales, strict=True)]).view(values.shape)
 
@@ -103,8 +105,8 @@ def test_32bit_follows_the_rule(name, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [f"{name}8bit" for name in FAMILIES])
-def test_8bit_follows_the_rule(name, dtype, device):
+@pytest.mark.parametrize("name", [*(f"{name}8bit" for name in FAMILIES), "Adam4bit", "AdamW4bit"])
+def test_codes_follow_the_rule(name, dtype, device):
     params = parameters([(1,), (255,), (257,), (3, 5, 7), (600,)], dtype, device)
     optimizer = make(name, params, lr=1e-2, weight_decay=0.1, min_8bit_size=0)
     for step in range(1, 5):
@@ -114,7 +116,8 @@ def test_8bit_follows_the_rule(name, dtype, device):
         for p, (moved, states, _) in zip(params, expected, strict=True):
             torch.testing.assert_close(p.detach(), moved.to(dtype))
             state = optimizer.state[p]
-            for number, (kept, exact) in enumerate(zip(states_of(state), states, strict=True), 1):
+            kept_states = states_of(state, p.shape)
+            for number, (kept, exact) in enumerate(zip(kept_states, states, strict=True), 1):
                 qmap = state[f"qmap{number}"].double()
                 parts = zip(kept, exact, strict=True) if exact.dim() > p.dim() else [(kept, exact)]
                 for have, want in parts:
@@ -209,7 +212,7 @@ def test_names_are_documented_classes_of_the_package(name):
     assert issubclass(cls, getattr(optim, family_of(name)))
     assert pickle.loads(pickle.dumps(cls)) is cls
     optimizer = make(name, parameters([(1,)]))
-    assert optimizer.args.optim_bits == (8 if "8bit" in name else 32)
+    assert optimizer.args.optim_bits == bits_of(name)
     assert optimizer.args.is_paged == name.startswith("Paged")
 
 
@@ -273,6 +276,36 @@ def test_thousands_of_steps_do_not_drift(name, device):
         optimizer.step()
         scheduler.step()
     assert (p - target).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "LAMB", "SGD", "LARS", "RMSprop", "Lion"])
+def test_4bit_training_follows_32bit_training(name, device):
+    """It goes the same way, but slower where the first moment is all that there is."""
+    x = torch.randn(512, 32, device=device)
+    target = torch.sin(x @ torch.randn(32, 4, device=device))
+    rates = {"SGD": 0.1, "LARS": 1.0, "Lion": 1e-3, "RMSprop": 3e-3}
+
+    def losses(bits):
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(32, 128), torch.nn.Tanh(), torch.nn.Linear(128, 4)
+        ).to(device)
+        settings = {"lr": rates.get(name, 1e-2), "optim_bits": bits, "min_8bit_size": 256}
+        optimizer = make(name, model.parameters(), **settings)
+        values = []
+        for _ in range(80):
+            loss = torch.nn.functional.mse_loss(model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            values.append(loss.item())
+        return values
+
+    quantized, full = losses(4), losses(32)
+    gained = full[0] - full[-1]
+    assert gained > 0.3 * full[0]
+    share = 0.95 if name in {"Adam", "AdamW", "RMSprop"} else 0.7
+    assert share * gained < quantized[0] - quantized[-1] < 1.05 * gained
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

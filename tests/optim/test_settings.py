@@ -25,7 +25,7 @@ REFUSED = [
     ("betas", (0.9, 0.99, 0.999)),
     ("betas", "0.9; 0.999"),
     ("betas", 0.9),
-    ("optim_bits", 4),
+    ("optim_bits", 16),
     ("optim_bits", "8"),
     ("optim_bits", [8]),
     ("min_8bit_size", -1),
@@ -125,20 +125,22 @@ def test_betas_may_be_a_string_or_a_list(betas):
 
 
 def test_groups_have_their_own_bits_and_sizes():
-    params = [parameter(512) for _ in range(4)]
+    params = [parameter(512) for _ in range(5)]
     optimizer = Adam8bit(
         [
             {"params": params[:1]},
             {"params": params[1:2], "min_8bit_size": 512},
             {"params": params[2:3], "min_8bit_size": 0, "optim_bits": 32},
-            {"params": params[3:], "min_8bit_size": 513},
+            {"params": params[3:4], "min_8bit_size": 513},
+            {"params": params[4:], "min_8bit_size": 512, "optim_bits": 4},
         ]
     )
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
     dtypes = [optimizer.state[p]["state1"].dtype for p in params]
-    assert dtypes == [torch.float32, torch.uint8, torch.float32, torch.float32]
+    assert dtypes == [torch.float32, torch.uint8, torch.float32, torch.float32, torch.uint8]
+    assert optimizer.state[params[4]]["state1"].shape == (256,)
 
 
 #: Arguments of single families that cannot be honoured.
@@ -166,6 +168,8 @@ OTHERS = [
     ("AdEMAMix", "alpha", -1.0),
     ("AdEMAMix", "t_alpha", 0.5),
     ("AdEMAMix8bit", "t_beta3", -3),
+    ("AdEMAMix", "optim_bits", 4),
+    ("Adagrad", "optim_bits", 4),
 ]
 
 

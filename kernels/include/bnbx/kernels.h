@@ -46,9 +46,10 @@ struct Bias {
 };
 
 // One parameter of an optimizer step. The states are float for 32-bit updates, uint8_t codes with
-// their absmax (one per 256 elements) for 8-bit updates. state2 and absmax2 are null where a rule
-// keeps one state; AdEMAMix has its slow average in the second half of state1 and absmax1. unorm is
-// null unless max_unorm is above 0; it gets the norm of the update.
+// their absmax for 8-bit updates (one per 256 elements) and 4-bit updates (one per 128 elements,
+// the codes packed as below). state2 and absmax2 are null where a rule keeps one state; AdEMAMix
+// has its slow average in the second half of state1 and absmax1. unorm is null unless max_unorm is
+// above 0; it gets the norm of the update. With `compensation` or `stochastic`, p is bfloat16.
 struct ParameterUpdate {
   const void* g;
   DType g_dtype;
@@ -61,6 +62,11 @@ struct ParameterUpdate {
   float* unorm;
   int64_t numel;
   int64_t step;  // counted from 1
+  // bfloat16: what rounding has left over, so that the parameter is p + compensation. Or null.
+  void* compensation = nullptr;
+  // Round p up or down at random, as `seed`, the step and the element's number have it.
+  bool stochastic = false;
+  int64_t seed = 0;
 };
 
 // 4-bit: codes are packed two to a byte, the first in the high nibble.
@@ -121,6 +127,10 @@ void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, in
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream stream);
 void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
+                                     int64_t count, const float* qmap1, const float* qmap2,
+                                     const Hyperparameters& hyperparameters, Stream stream);
+// The maps have 16 ascending entries.
+void optimizer_update_4bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
                                      int64_t count, const float* qmap1, const float* qmap2,
                                      const Hyperparameters& hyperparameters, Stream stream);
 

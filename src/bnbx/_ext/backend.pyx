@@ -195,7 +195,7 @@ cdef k.Hyperparameters make_hyperparameters(tuple values) except *:
 
 cdef void add_parameters(vector[k.ParameterUpdate]& updates, list g, list g_dtypes, list p,
                          list p_dtypes, list state1, list state2, list unorm, list numel,
-                         list step) except *:
+                         list step, list compensation, list seed) except *:
     cdef k.ParameterUpdate u
     cdef Py_ssize_t i
     u.absmax1 = NULL
@@ -211,33 +211,59 @@ cdef void add_parameters(vector[k.ParameterUpdate]& updates, list g, list g_dtyp
         u.unorm = <float*> <uintptr_t> unorm[i] if unorm else NULL
         u.numel = numel[i]
         u.step = step[i]
+        u.compensation = <void*> <uintptr_t> compensation[i] if compensation else NULL
+        u.stochastic = len(seed) > 0
+        u.seed = seed[i] if seed else 0
         updates.push_back(u)
 
 
 def optimizer_update_32bit(int rule, list g, list g_dtypes, list p, list p_dtypes, list state1,
-                           list state2, list unorm, list numel, list step, tuple hyperparameters,
-                           uintptr_t stream):
+                           list state2, list unorm, list numel, list step, list compensation,
+                           list seed, tuple hyperparameters, uintptr_t stream):
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step)
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
+                   compensation, seed)
     with nogil:
         k.optimizer_update_32bit(<k.OptimizerRule> rule, updates.data(), updates.size(), h,
                                  <k.Stream> stream)
 
 
-def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
-                                    list state1, list state2, list unorm, uintptr_t qmap1,
-                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
-                                    list step, tuple hyperparameters, uintptr_t stream):
-    cdef vector[k.ParameterUpdate] updates
-    cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
+cdef void add_scales(vector[k.ParameterUpdate]& updates, list absmax1, list absmax2) except *:
     cdef Py_ssize_t i
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step)
-    for i in range(len(p)):
+    for i in range(len(absmax1)):
         updates[i].absmax1 = <float*> <uintptr_t> absmax1[i]
         if absmax2:
             updates[i].absmax2 = <float*> <uintptr_t> absmax2[i]
+
+
+def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
+                                    list state1, list state2, list unorm, uintptr_t qmap1,
+                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
+                                    list step, list compensation, list seed,
+                                    tuple hyperparameters, uintptr_t stream):
+    cdef vector[k.ParameterUpdate] updates
+    cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
+                   compensation, seed)
+    add_scales(updates, absmax1, absmax2)
     with nogil:
         k.optimizer_update_8bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
+                                          <const float*> qmap1, <const float*> qmap2, h,
+                                          <k.Stream> stream)
+
+
+def optimizer_update_4bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
+                                    list state1, list state2, list unorm, uintptr_t qmap1,
+                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
+                                    list step, list compensation, list seed,
+                                    tuple hyperparameters, uintptr_t stream):
+    cdef vector[k.ParameterUpdate] updates
+    cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
+    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
+                   compensation, seed)
+    add_scales(updates, absmax1, absmax2)
+    with nogil:
+        k.optimizer_update_4bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
                                           <const float*> qmap1, <const float*> qmap2, h,
                                           <k.Stream> stream)

@@ -71,6 +71,9 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
         float* unorm
         int64_t numel
         int64_t step
+        void* compensation
+        cpp_bool stochastic
+        int64_t seed
 
     void quantize_4bit(const void*, DType, int64_t, int64_t, QuantType, uint8_t*, float*,
                        Stream) except +
@@ -105,6 +108,9 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
     void optimizer_update_32bit(OptimizerRule, const ParameterUpdate*, int64_t,
                                 const Hyperparameters&, Stream) except +
     void optimizer_update_8bit_blockwise(OptimizerRule, const ParameterUpdate*, int64_t,
+                                         const float*, const float*, const Hyperparameters&,
+                                         Stream) except +
+    void optimizer_update_4bit_blockwise(OptimizerRule, const ParameterUpdate*, int64_t,
                                          const float*, const float*, const Hyperparameters&,
                                          Stream) except +
 

@@ -30,9 +30,14 @@ def _pointers(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
-def _every_hyperparameter(given: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the hyperparameters with the defaults of those that the dispatcher has left out."""
-    return given + (1.0, False, 0.0)[len(given) - 7 :]  # gnorm_scale, skip_zeros, max_unorm
+def _rest_of_update(given: tuple[Any, ...]) -> tuple[list[int], list[int], tuple[float, ...]]:
+    """Return compensations, seeds and hyperparameters of a call from ``lr`` on.
+
+    The dispatcher leaves defaults out.
+    """
+    defaults = (1.0, False, 0.0, None, None)  # gnorm_scale, skip_zeros, max_unorm and these:
+    *hyperparameters, compensation, seed = given + defaults[len(given) - 7 :]
+    return _pointers(compensation or ()), list(seed or ()), tuple(hyperparameters)
 
 
 class NativeBackend:
@@ -438,7 +443,7 @@ class NativeBackend:
         state2: Sequence[Tensor],
         unorm_vec: Sequence[Tensor],
         step: Sequence[int],
-        *hyperparameters: float,
+        *others: Any,
     ) -> None:
         g = [t.contiguous() for t in g]
         if p:
@@ -453,13 +458,19 @@ class NativeBackend:
                 _pointers(unorm_vec),
                 [t.numel() for t in p],
                 list(step),
-                _every_hyperparameter(hyperparameters),
+                *_rest_of_update(others),
                 self.stream_of(p[0]),
             )
 
-    def optimizer_update_8bit_blockwise(
+    def optimizer_update_8bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
+        self._update_codes(self.ext.optimizer_update_8bit_blockwise, optimizer_name, *call)
+
+    def optimizer_update_4bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
+        self._update_codes(self.ext.optimizer_update_4bit_blockwise, optimizer_name, *call)
+
+    def _update_codes(
         self,
-        _: None,
+        kernel: Callable[..., None],
         optimizer_name: str,
         g: Sequence[Tensor],
         p: Sequence[Tensor],
@@ -471,12 +482,12 @@ class NativeBackend:
         absmax1: Sequence[Tensor],
         absmax2: Sequence[Tensor],
         step: Sequence[int],
-        *hyperparameters: float,
+        *others: Any,
     ) -> None:
         g = [t.contiguous() for t in g]
         qmap1, qmap2 = qmap1.contiguous(), None if qmap2 is None else qmap2.contiguous()
         if p:
-            self.ext.optimizer_update_8bit_blockwise(
+            kernel(
                 RULE_NUMBERS[optimizer_name],
                 _pointers(g),
                 [DTYPES[t.dtype] for t in g],
@@ -491,6 +502,6 @@ class NativeBackend:
                 _pointers(absmax2),
                 [t.numel() for t in p],
                 list(step),
-                _every_hyperparameter(hyperparameters),
+                *_rest_of_update(others),
                 self.stream_of(p[0]),
             )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bnbx.backends.reference_rounding import rounded_stochastically, with_rest
 from bnbx.backends.reference_rules import Constants, update
 from bnbx.codebooks import get_4bit_type
-from bnbx.ops import OPTIMIZER_BLOCKSIZE, packed_bytes
+from bnbx.ops import OPTIMIZER_BLOCKSIZES, OPTIMIZERS, RULES, packed_bytes
 from bnbx.ops.checks import check_ascending
 
 if TYPE_CHECKING:
@@ -58,6 +59,16 @@ def _scaled(values: Tensor, absmax: Tensor, blocksize: int) -> Tensor:
     return values * absmax.view(-1)[block]
 
 
+def _packed(codes: Tensor) -> Tensor:
+    """Return an even number of 4-bit codes two to a byte, the first in the high nibble."""
+    return codes[0::2] << 4 | codes[1::2]
+
+
+def _unpacked(packed: Tensor, numel: int) -> Tensor:
+    """Return the first ``numel`` of the codes as indices."""
+    return torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[:numel].int()
+
+
 def quantize_4bit(
     A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -66,8 +77,7 @@ def quantize_4bit(
     values = torch.nn.functional.pad(A.reshape(-1), (0, A.numel() % 2))  # an odd last value: 0
     index, absmax = _nearest(values, table[order], blocksize)
     finite = _scaled(torch.ones_like(index), absmax, blocksize).isfinite()
-    codes = order[index].where(finite, 0).to(torch.uint8)
-    packed = codes[0::2] << 4 | codes[1::2]
+    packed = _packed(order[index].where(finite, 0).to(torch.uint8))
     packed = torch.nn.functional.pad(packed, (0, -packed.numel() % quant_storage.itemsize))
     return packed.view(quant_storage).unsqueeze(1), absmax
 
@@ -82,8 +92,7 @@ def dequantize_4bit(
 ) -> Tensor:
     numel = math.prod(shape)
     packed = A.contiguous().view(-1).view(torch.uint8)[: packed_bytes(numel)]
-    codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[:numel]
-    values = get_4bit_type(quant_type, A.device)[codes.int()]
+    values = get_4bit_type(quant_type, A.device)[_unpacked(packed, numel)]
     return _scaled(values, absmax, blocksize).view(tuple(shape)).to(dtype)
 
 
@@ -301,12 +310,22 @@ def optimizer_update_32bit(
     gnorm_scale: float = 1.0,
     skip_zeros: bool = False,
     max_unorm: float = 0.0,
+    compensation: Sequence[Tensor] | None = None,
+    seed: Sequence[int] | None = None,
 ) -> None:
     numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale)
     for i, parameter in enumerate(p):
         constants = Constants(step[i], *numbers, skip_zeros, max_unorm)
         states = [values[i] for values in (state1, state2) if values]
-        new_p, new_states, unorm = update(optimizer_name, constants, g[i], parameter, states)
+        old_p = parameter.float()
+        if compensation is not None:
+            old_p = old_p + compensation[i].float()
+        new_p, new_states, unorm = update(optimizer_name, constants, g[i], old_p, states)
+        if seed is not None:
+            new_p = rounded_stochastically(new_p, seed[i], step[i])
+        if compensation is not None:
+            new_p, rest = with_rest(new_p)
+            compensation[i].copy_(rest)
         parameter.copy_(new_p)
         for state, value in zip(states, new_states, strict=True):
             state.copy_(value)
@@ -314,31 +333,40 @@ def optimizer_update_32bit(
             unorm_vec[i].fill_(unorm)
 
 
-def _parts(codes: Tensor, absmax: Tensor, p: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return codes and scales of each state of the parameter's shape that ``codes`` stacks."""
-    if codes.dim() == p.dim():
+def _parts(codes: Tensor, absmax: Tensor, stacked: int) -> list[tuple[Tensor, Tensor]]:
+    """Return codes and scales of each value per element of the parameter that ``codes`` stacks."""
+    if stacked == 1:
         return [(codes, absmax)]
-    rows = absmax.view(len(codes), absmax.numel() // len(codes))
+    rows = absmax.view(stacked, absmax.numel() // stacked)
     return list(zip(codes.unbind(), rows.unbind(), strict=True))
 
 
-def _decode_state(parts: list[tuple[Tensor, Tensor]], qmap: Tensor) -> Tensor:
-    states = [
-        dequantize_blockwise(codes, absmax, qmap, OPTIMIZER_BLOCKSIZE, torch.float32)
-        for codes, absmax in parts
-    ]
-    return states[0] if len(states) == 1 else torch.stack(states)
+def _decode_state(codes: Tensor, absmax: Tensor, qmap: Tensor, shape: torch.Size) -> Tensor:
+    if len(qmap) == 256:
+        return dequantize_blockwise(codes, absmax, qmap, OPTIMIZER_BLOCKSIZES[8], torch.float32)
+    numel = math.prod(shape)
+    return _scaled(qmap[_unpacked(codes, numel)], absmax, OPTIMIZER_BLOCKSIZES[4]).view(shape)
 
 
-def _encode_state(state: Tensor, parts: list[tuple[Tensor, Tensor]], qmap: Tensor) -> None:
-    values = [state] if len(parts) == 1 else state.unbind()
-    for value, (codes, absmax) in zip(values, parts, strict=True):
-        new_codes, new_absmax = quantize_blockwise(value, qmap, OPTIMIZER_BLOCKSIZE)
-        codes.copy_(new_codes)
-        absmax.copy_(new_absmax.view(absmax.shape))
+def _encode_state(state: Tensor, codes: Tensor, absmax: Tensor, qmap: Tensor) -> None:
+    if len(qmap) == 256:
+        new_codes, new_absmax = quantize_blockwise(state, qmap, OPTIMIZER_BLOCKSIZES[8])
+    else:
+        flat = torch.nn.functional.pad(state.reshape(-1), (0, state.numel() % 2))
+        index, new_absmax = _nearest(flat, qmap, OPTIMIZER_BLOCKSIZES[4])
+        new_codes = _packed(index.to(torch.uint8))
+    codes.copy_(new_codes)
+    absmax.copy_(new_absmax.view(absmax.shape))
 
 
-def optimizer_update_8bit_blockwise(
+def _of_parameter(i: int, rounding: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
+    """Return the keywords with what stands in lists, for the parameter ``i`` alone."""
+    named = {**named, **dict(zip(("compensation", "seed"), rounding, strict=False))}
+    lists = {key: named.pop(key, None) for key in ("compensation", "seed")}
+    return {**named, **{key: None if v is None else v[i : i + 1] for key, v in lists.items()}}
+
+
+def _update_codes(
     optimizer_name: str,
     g: Sequence[Tensor],
     p: Sequence[Tensor],
@@ -350,18 +378,25 @@ def optimizer_update_8bit_blockwise(
     absmax1: Sequence[Tensor],
     absmax2: Sequence[Tensor],
     step: Sequence[int],
-    *hyperparameters: Any,
+    *others: Any,
     **named: Any,
 ) -> None:
+    """Update states of codes: decode them, update, encode what they have become."""
     quantized = [(state1, absmax1, qmap1)]
     if qmap2 is not None:
         quantized.append((state2, absmax2, qmap2))
     for number, (_, _, qmap) in enumerate(quantized, 1):
         check_ascending(f"qmap{number}", qmap)
+    stacked = [kept.stacked for kept in RULES[OPTIMIZERS[optimizer_name]]]
     for i, parameter in enumerate(p):
-        parts = [_parts(codes[i], absmax[i], parameter) for codes, absmax, _ in quantized]
-        maps = [qmap for _, _, qmap in quantized]
-        states = [_decode_state(own, qmap) for own, qmap in zip(parts, maps, strict=True)]
+        coded = [
+            (_parts(codes[i], absmax[i], each), qmap)
+            for (codes, absmax, qmap), each in zip(quantized, stacked, strict=True)
+        ]
+        states = []
+        for parts, qmap in coded:
+            values = [_decode_state(*part, qmap, parameter.shape) for part in parts]
+            states.append(values[0] if len(parts) == 1 else torch.stack(values))
         optimizer_update_32bit(
             optimizer_name,
             [g[i]],
@@ -370,8 +405,13 @@ def optimizer_update_8bit_blockwise(
             states[1:],
             unorm_vec[i : i + 1],
             [step[i]],
-            *hyperparameters,
-            **named,
+            *others[:10],
+            **_of_parameter(i, others[10:], named),
         )
-        for state, own, qmap in zip(states, parts, maps, strict=True):
-            _encode_state(state, own, qmap)
+        for state, (parts, qmap) in zip(states, coded, strict=True):
+            values = [state] if len(parts) == 1 else list(state.unbind())
+            for value, part in zip(values, parts, strict=True):
+                _encode_state(value, *part, qmap)
+
+
+optimizer_update_8bit_blockwise = optimizer_update_4bit_blockwise = _update_codes

@@ -22,9 +22,11 @@ from bnbx.ops.contract import CONTRACTS, LIBRARY, error, operation, register
 from bnbx.ops.int8 import MAX_INT8_DEPTH, Int8Quantized
 from bnbx.ops.optimizers import (
     OPTIMIZER_BLOCKSIZE,
+    OPTIMIZER_BLOCKSIZES,
     OPTIMIZERS,
     RULES,
     OptimizerState,
+    codes_shape,
     state_shape,
 )
 
@@ -36,6 +38,7 @@ __all__ = [
     "MAX_INT8_DEPTH",
     "OPTIMIZERS",
     "OPTIMIZER_BLOCKSIZE",
+    "OPTIMIZER_BLOCKSIZES",
     "QUANT_TYPES_4BIT",
     "RULES",
     "Int8Quantized",
@@ -43,6 +46,7 @@ __all__ = [
     "blocks_of",
     "blockwise",
     "check_4bit_type",
+    "codes_shape",
     "error",
     "four_bit",
     "int8",

@@ -124,7 +124,9 @@ def check_ascending(argument: str, code: Tensor) -> None:
     if code.is_cuda and torch.cuda.is_current_stream_capturing():
         return
     if not bool((code[1:] >= code[:-1]).all()):
-        raise error(argument, "256 ascending entries", "entries out of order", "Sort the codebook.")
+        raise error(
+            argument, f"{len(code)} ascending entries", "entries out of order", "Sort the codebook."
+        )
 
 
 def check_packed_4bit(argument: str, packed: Tensor, numel: int) -> None:

@@ -1,14 +1,25 @@
-"""Optimizers with states of 8 or 32 bits, and overrides of their settings by parameter."""
+"""Optimizers with states of 4, 8 or 32 bits, and overrides of their settings by parameter."""
 
 from __future__ import annotations
 
 from bnbx.optim.adagrad import Adagrad, Adagrad8bit, Adagrad32bit
-from bnbx.optim.adam import Adam, Adam8bit, Adam32bit, PagedAdam, PagedAdam8bit, PagedAdam32bit
+from bnbx.optim.adam import (
+    Adam,
+    Adam4bit,
+    Adam8bit,
+    Adam32bit,
+    PagedAdam,
+    PagedAdam4bit,
+    PagedAdam8bit,
+    PagedAdam32bit,
+)
 from bnbx.optim.adamw import (
     AdamW,
+    AdamW4bit,
     AdamW8bit,
     AdamW32bit,
     PagedAdamW,
+    PagedAdamW4bit,
     PagedAdamW8bit,
     PagedAdamW32bit,
 )
@@ -41,9 +52,11 @@ __all__ = [
     "Adagrad8bit",
     "Adagrad32bit",
     "Adam",
+    "Adam4bit",
     "Adam8bit",
     "Adam32bit",
     "AdamW",
+    "AdamW4bit",
     "AdamW8bit",
     "AdamW32bit",
     "GlobalOptimManager",
@@ -61,9 +74,11 @@ __all__ = [
     "PagedAdEMAMix8bit",
     "PagedAdEMAMix32bit",
     "PagedAdam",
+    "PagedAdam4bit",
     "PagedAdam8bit",
     "PagedAdam32bit",
     "PagedAdamW",
+    "PagedAdamW4bit",
     "PagedAdamW8bit",
     "PagedAdamW32bit",
     "PagedLion",

@@ -53,6 +53,8 @@ class Adagrad(KbitOptimizer, rule="adagrad"):
     Optimization", figure 1.
     """
 
+    _why_not_4bit = "Each square that is added to a sum would soon be lost in rounding it."
+
     def __init__(
         self,
         params: ParamsT,

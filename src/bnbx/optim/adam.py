@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Adam(KbitOptimizer, rule="adam"):
-    """Adam with states of 8 or 32 bits.
+    """Adam with states of 4, 8 or 32 bits.
 
     Weight decay is decoupled: it acts on the parameter and not through the gradient, as in AdamW
     and in the Adam of bitsandbytes. ``torch.optim.Adam`` differs when ``weight_decay`` is not 0.
@@ -36,7 +36,7 @@ class Adam(KbitOptimizer, rule="adam"):
     amsgrad
         Not supported: False.
     optim_bits
-        8 or 32. The classes with a number in their name take only the default and use theirs.
+        4, 8 or 32. The classes with a number in their name take only the default and use theirs.
     args
         An object whose attributes ``optim_bits``, ``min_8bit_size``, ``skip_zeros``, ``max_unorm``
         go before the arguments of the same name.
@@ -67,13 +67,15 @@ class Adam(KbitOptimizer, rule="adam"):
     -----
     The state of a parameter is ``step``, ``state1`` and ``state2`` (the two moments, of the
     parameter's shape, uint8 or float32) and with 8 bits ``absmax1``, ``absmax2`` (float32, one per
-    256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries). With a ``max_unorm`` it
+    256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries). With 4 bits the states
+    are packed, two elements a byte, there is a scale per 128 elements and a map has 16 entries.
+    With a ``max_unorm`` it
     has ``unorm_vec``, the norm of the last update before it was shortened.
 
     References
     ----------
     Kingma & Ba 2015, "Adam", algorithm 1; Dettmers et al. 2022, "8-bit Optimizers via Block-wise
-    Quantization", section 2.
+    Quantization", section 2; Li, Chen & Zhu 2023, "Memory Efficient Optimizers with 4-bit States".
     """
 
     def __init__(
@@ -104,6 +106,10 @@ class Adam(KbitOptimizer, rule="adam"):
         )
 
 
+class Adam4bit(Adam, bits=4):
+    """Adam with 4-bit states; the arguments are those of :class:`Adam`."""
+
+
 class Adam8bit(Adam, bits=8):
     """Adam with 8-bit states; the arguments are those of :class:`Adam`."""
 
@@ -114,6 +120,10 @@ class Adam32bit(Adam, bits=32):
 
 class PagedAdam(Adam, paged=True):
     """Adam with paged states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdam4bit(Adam, bits=4, paged=True):
+    """Adam with paged 4-bit states; the arguments are those of :class:`Adam`."""
 
 
 class PagedAdam8bit(Adam, bits=8, paged=True):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class AdamW(Adam):
-    """AdamW with states of 8 or 32 bits: :class:`Adam`, with weight decay by default.
+    """AdamW with states of 4, 8 or 32 bits: :class:`Adam`, with weight decay by default.
 
     The arguments are those of :class:`Adam`.
 
@@ -53,6 +53,10 @@ class AdamW(Adam):
         )
 
 
+class AdamW4bit(AdamW, bits=4):
+    """AdamW with 4-bit states; the arguments are those of :class:`Adam`."""
+
+
 class AdamW8bit(AdamW, bits=8):
     """AdamW with 8-bit states; the arguments are those of :class:`Adam`."""
 
@@ -63,6 +67,10 @@ class AdamW32bit(AdamW, bits=32):
 
 class PagedAdamW(AdamW, paged=True):
     """AdamW with paged states; the arguments are those of :class:`Adam`."""
+
+
+class PagedAdamW4bit(AdamW, bits=4, paged=True):
+    """AdamW with paged 4-bit states; the arguments are those of :class:`Adam`."""
 
 
 class PagedAdamW8bit(AdamW, bits=8, paged=True):

@@ -60,6 +60,7 @@ class AdEMAMix(KbitOptimizer, rule="ademamix"):
     """
 
     _beta_count = 3
+    _why_not_4bit = "What a step adds to the slow average would be lost in rounding it."
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bnbx.ops import error
-from bnbx.optim.state import WRAPPER, TensorSpec, local, tensor_specs
+from bnbx.optim.state import WRAPPER, TensorSpec, bits_of, local, tensor_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +134,11 @@ def _numbered(groups: Groups, saved_groups: Groups) -> Iterator[tuple[Any, tuple
             yield number, (p, f" ({names[i]})" if names else "")
 
 
+#: What a state may have beside what its rule keeps.
+_EXTRAS: dict[str, TensorSpec] = {
+    "unorm_vec": (torch.float32, (1,)),
+    "gnorm_vec": (torch.float32, (100,)),
+}
 #: Every entry that a state may have, whatever the rule.
 _KNOWN = [f"{key}{number}" for number in (1, 2) for key in ("state", "absmax", "qmap")]
 
@@ -150,13 +155,12 @@ def _read_state(
     entries = _unwrapped(where, saved)
     if not entries:
         return {}
-    step = _read_step(f"{where}['step']", entries.pop("step", None))
-    first = entries.get("state1")
-    quantized = isinstance(first, Tensor) and first.dtype == torch.uint8
-    specs = tensor_specs(local(p).shape, torch.uint8 if quantized else torch.float32, states)
-    for key, numel in (("unorm_vec", 1), ("gnorm_vec", 100)):
-        if key in entries:
-            specs[key] = (torch.float32, (numel,))
+    step = _read_count(f"{where}['step']", entries.pop("step", None))
+    specs = tensor_specs(local(p).shape, bits_of(entries), states)
+    extras = {**_EXTRAS, "compensation": (torch.bfloat16, tuple(local(p).shape))}
+    specs |= {key: spec for key, spec in extras.items() if key in entries}
+    if "seed" in entries:
+        entries["seed"] = _read_count(f"{where}['seed']", entries["seed"])
     saved_maps: dict[str, Any] = {key: entries.get(key) for key in specs if key.startswith("qmap")}
     tensors = {
         key: _read_tensor(f"{where}[{key!r}]", entries.pop(key, None), spec, device, new)
@@ -170,7 +174,7 @@ def _read_state(
             raise error(f"{where}[{key!r}]", expected, "an entry")
     for key, qmap in saved_maps.items():  # where they were saved: on another device reading waits
         if not (qmap.is_meta or (qmap[1:] >= qmap[:-1]).all()):
-            raise error(f"{where}[{key!r}]", "256 values in ascending order", "others")
+            raise error(f"{where}[{key!r}]", f"{len(qmap)} values in ascending order", "others")
     return {"step": step, **tensors, **copy.deepcopy(entries)}
 
 
@@ -184,10 +188,11 @@ def _unwrapped(where: str, saved: Any) -> dict[str, Any]:
     return {**entries, **tensors}
 
 
-def _read_step(where: str, saved: Any) -> int:
+def _read_count(where: str, saved: Any) -> int:
     value = saved.item() if isinstance(saved, Tensor) and saved.numel() == 1 else saved
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 or value < 0:
-        raise error(where, "a whole number of at least 0", repr(saved))
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0
+    if not whole or not 0 <= value < 2**63:
+        raise error(where, "a whole number of at least 0, below 2**63", repr(saved))
     return int(value)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
-from bnbx.optim.optimizer import refuse_sparse
+from bnbx.optim.extras import refuse_sparse
 from bnbx.optim.settings import checked
 from bnbx.optim.sgd import SGD
 

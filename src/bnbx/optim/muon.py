@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from bnbx.ops import OPTIMIZER_BLOCKSIZE, OptimizerState, error
-from bnbx.optim.optimizer import DEFAULT_SETTINGS, Batch, KbitOptimizer
+from bnbx.optim.batch import Batch
+from bnbx.optim.optimizer import DEFAULT_SETTINGS, KbitOptimizer
 from bnbx.optim.settings import SETTINGS
 from bnbx.optim.state import local
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -11,14 +10,23 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from bnbx.backends import reference
-from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import FLOAT_DTYPES, RULES, error
-from bnbx.optim.capture import counted_on_device, counted_on_host, refuse_uncaptured
+from bnbx.optim.batch import Batch
+from bnbx.optim.capture import counted_on_host, refuse_uncaptured
 from bnbx.optim.checkpoint import read_groups, read_states
+from bnbx.optim.extras import (
+    add_extras,
+    check_rounding,
+    clipped,
+    needs_more,
+    refuse_sparse,
+    rounding_arguments,
+    rounding_of,
+)
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.paging import Pages, paged_memory, paged_parameters
 from bnbx.optim.settings import Options, checked, checked_share
-from bnbx.optim.state import STATE_DTYPES, QuantizationMaps, local, new_state, wrapped
+from bnbx.optim.state import QuantizationMaps, bits_of, local, new_state, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,26 +34,6 @@ if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
 
     from bnbx.ops import OptimizerState
-
-
-@dataclasses.dataclass
-class Batch:
-    """Parameters that one call of the operation updates."""
-
-    rule: str
-    hyperparameters: tuple[Any, ...]
-    parameters: list[Tensor] = dataclasses.field(default_factory=list)
-    gradients: list[Tensor] = dataclasses.field(default_factory=list)
-    states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def part(self, start: int, stop: int) -> Batch:
-        """Return the batch with these of its parameters only."""
-        return dataclasses.replace(
-            self,
-            parameters=self.parameters[start:stop],
-            gradients=self.gradients[start:stop],
-            states=self.states[start:stop],
-        )
 
 
 #: The settings that no constructor has to give, with their values.
@@ -57,16 +45,15 @@ DEFAULT_SETTINGS = {
     "max_unorm": 0.0,
     "block_wise": True,
     "percentile_clipping": 100,
+    "bf16_stochastic_round": False,
+    "kahan_sum": False,
 }
-
-#: The settings that need the norm of a whole parameter, their value for none, and what they keep.
-_NORM_STATES = (("max_unorm", 0.0, "unorm_vec", 1), ("percentile_clipping", 100, "gnorm_vec", 100))
 
 _Constants = tuple[str, tuple[Any, ...]]  # rule and hyperparameters
 
 
 class KbitOptimizer(torch.optim.Optimizer):
-    """Base of the optimizers with 8-bit or 32-bit states.
+    """Base of the optimizers with states of 4, 8 or 32 bits.
 
     A family is a subclass that names its rule and says which arguments its constructor takes; its
     numbered and paged names are subclasses that only fix ``bits`` and ``paged``::
@@ -104,6 +91,8 @@ class KbitOptimizer(torch.optim.Optimizer):
     #: How many ``betas`` there are, and what users call the first of them, if not that.
     _beta_count: ClassVar[int] = 2
     _beta_names: ClassVar[tuple[str, ...]] = ()
+    #: Why its states cannot have 4 bits, if that is so.
+    _why_not_4bit: ClassVar[str] = ""
 
     def __init_subclass__(
         cls,
@@ -147,6 +136,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         for key, value in settings.items():
             where = "args." if hasattr(args, key) else ""
             setattr(self.args, key, self._checked(key, getattr(args, key, value), where))
+        check_rounding("", vars(self.args))
         self._paging = paged_memory(paging, self.args.is_paged)
         self._pages = Pages(self._paging)
         self._maps = QuantizationMaps()
@@ -176,6 +166,8 @@ class KbitOptimizer(torch.optim.Optimizer):
         if key == "betas" and len(value) != cls._beta_count:
             expected = f"{cls._beta_count} numbers in [0, 1) for {cls.__name__}"
             raise error(f"{where}betas", expected, repr(value))
+        if key == "optim_bits" and value == 4 and cls._why_not_4bit:
+            raise error(f"{where}optim_bits", f"8 or 32 for {cls.__name__}", 4, cls._why_not_4bit)
         return value
 
     @classmethod
@@ -277,11 +269,13 @@ class KbitOptimizer(torch.optim.Optimizer):
                 constants = self._rule_of(config), self._constants(config, step)
                 known[id(config), step] = constants
             if config["percentile_clipping"] < 100:
-                constants = constants[0], _clipped(constants[1], gradient, state, config)
-            key = (constants, p.device, id(state.get("qmap1")), id(state.get("qmap2")))
+                constants = constants[0], clipped(constants[1], gradient, state, config)
+            rounding = rounding_of(p, config)
+            maps = (id(state.get("qmap1")), id(state.get("qmap2")))
+            key = (constants, p.device, *maps, rounding)
             batch = batches.get(key)
             if batch is None:
-                batch = batches[key] = Batch(*constants)
+                batch = batches[key] = Batch(constants[0], constants[1], rounding)
             batch.parameters.append(p)
             batch.gradients.append(gradient)
             batch.states.append(state)
@@ -302,7 +296,7 @@ class KbitOptimizer(torch.optim.Optimizer):
                     own = self._with_betas(overrides[id(p)], shared.get("betas"))
                     config = {**shared, **own}
                 state = self.state[p]
-                if gradient.layout is not torch.strided or not state or _needs_more(config):
+                if gradient.layout is not torch.strided or not state or needs_more(config):
                     where = f"param_groups[{group_number}]['params'][{number}]"
                     self._prepare(p, gradient, state, config, where)
                 found.append((p, gradient, state, config))
@@ -343,29 +337,19 @@ class KbitOptimizer(torch.optim.Optimizer):
         if not state:
             self._check_parameter(where, p)
             state.update(self._new_state(p, config))
-        if config["capturable"]:
-            counted_on_device(state, p.device)
-        for setting, off, key, numel in _NORM_STATES:
-            if config[setting] == off:
-                continue
-            if config["capturable"] and setting == "percentile_clipping":
-                raise error(f"{setting} of {where}", f"{off} with capturable=True", config[setting])
-            if any(not placement.is_replicate() for placement in getattr(p, "placements", ())):
-                expected = f"{off} for a parameter of which each process has a shard"
-                raise error(f"{setting} of {where}", expected, config[setting])
-            if key not in state:
-                state[key] = torch.zeros(numel, device=p.device)
+        add_extras(p, state, config, where, self._zeros(config))
+
+    def _zeros(self, config: dict[str, Any]) -> Callable[..., Tensor]:
+        return self._pages.zeros if config["is_paged"] else torch.zeros
 
     def _new_state(self, p: Tensor, config: dict[str, Any]) -> dict[str, Any]:
         if config["is_paged"] and p.device.type not in {"cpu", "meta"}:
             hint = "Use the class without Paged in its name."
             raise error("is_paged", "False for states on a device other than a CPU", p.device, hint)
-        dtype = STATE_DTYPES[self._checked("optim_bits", config["optim_bits"])]
-        if p.numel() < config["min_8bit_size"]:
-            dtype = torch.float32
-        zeros = self._pages.zeros if config["is_paged"] else torch.zeros
+        small = p.numel() < config["min_8bit_size"]
+        bits = 32 if small else self._checked("optim_bits", config["optim_bits"])
         with self._pages.all_or_nothing():
-            return new_state(p, dtype, self._kept, self._maps, zeros)
+            return new_state(p, bits, self._kept, self._maps, self._zeros(config))
 
     def _update(self, batch: Batch) -> None:
         states = batch.states
@@ -393,8 +377,13 @@ class KbitOptimizer(torch.optim.Optimizer):
             column("state2"),
             column("unorm_vec") if limited else [],
         )
-        if "qmap1" in states[0]:
-            ops.optimizer_update_8bit_blockwise(
+        rounding = rounding_arguments(batch.rounding, states)
+        bits = bits_of(states[0])
+        if bits < 32:
+            update = ops.optimizer_update_4bit_blockwise
+            if bits == 8:
+                update = ops.optimizer_update_8bit_blockwise
+            update(
                 *moments,
                 states[0]["qmap1"],
                 states[0].get("qmap2"),
@@ -402,9 +391,10 @@ class KbitOptimizer(torch.optim.Optimizer):
                 column("absmax2"),
                 steps,
                 *batch.hyperparameters,
+                *rounding,
             )
         else:
-            ops.optimizer_update_32bit(*moments, steps, *batch.hyperparameters)
+            ops.optimizer_update_32bit(*moments, steps, *batch.hyperparameters, *rounding)
         for shard, target in zip(shards, targets, strict=True):
             if target is not shard:
                 shard.copy_(target)
@@ -503,28 +493,3 @@ class KbitOptimizer(torch.optim.Optimizer):
         self._placed = False
         for p, config in overridden:
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
-
-
-def refuse_sparse(where: str, gradient: Tensor) -> None:
-    """Raise ``ValueError`` with where a gradient stands if it is not dense."""
-    if gradient.layout is not torch.strided:
-        hint = "Make it dense; embeddings take sparse=False."
-        raise error(where, "a dense gradient", gradient.layout, hint)
-
-
-def _needs_more(config: dict[str, Any]) -> bool:
-    norms = config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100
-    return bool(norms or config["capturable"])
-
-
-def _clipped(
-    hyperparameters: tuple[float, ...],
-    gradient: Tensor,
-    state: dict[str, Any],
-    config: dict[str, Any],
-) -> tuple[float, ...]:
-    """Return the constants of a step with the factor on the gradient that clipping leaves."""
-    step, percentile = state["step"] + 1, config["percentile_clipping"]
-    _, _, scale = percentile_clipping(local(gradient), state["gnorm_vec"], step, percentile)
-    sign = hyperparameters[7]
-    return (*hyperparameters[:7], sign * float(scale), *hyperparameters[8:])

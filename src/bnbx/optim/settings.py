@@ -35,6 +35,10 @@ class CommonOptions(TypedDict, total=False):
     percentile_clipping: int
     #: Keep the states of parameters on a CPU in files of its directory.
     paging: PagedMemory | None
+    #: Round parameters of bfloat16 up or down at random, so that small updates count on average.
+    bf16_stochastic_round: bool
+    #: Keep what rounding parameters to bfloat16 loses in a second bfloat16.
+    kahan_sum: bool
 
 
 class Options(CommonOptions, total=False):
@@ -118,7 +122,9 @@ SETTINGS: dict[str, Setting] = {
     "nesterov": _FLAG,
     "maximize": _FLAG,
     "capturable": _FLAG,
-    "optim_bits": Setting(lambda value: isinstance(value, int) and value in {8, 32}, "8 or 32"),
+    "optim_bits": Setting(
+        lambda value: isinstance(value, int) and value in {4, 8, 32}, "4, 8 or 32"
+    ),
     "min_8bit_size": Setting(_is_at_least_zero, "a number of elements, at least 0"),
     "skip_zeros": _FLAG,
     "max_unorm": _AT_LEAST_ZERO,
@@ -138,6 +144,8 @@ SETTINGS: dict[str, Setting] = {
         "a percentile from 1 to 100, which is none",
     ),
     "block_wise": _only(supported=True),
+    "bf16_stochastic_round": _FLAG,
+    "kahan_sum": _FLAG,
 }
 
 

@@ -3,7 +3,10 @@
 The layout is that of bitsandbytes: ``step``; ``state1`` and, if the rule has a second one,
 ``state2``, uint8 or float32 of the parameter's shape; for uint8 also ``absmax1``..., one float32
 per block, and ``qmap1``..., the values of the 256 codes. Both averages of AdEMAMix are in
-``state1``, whose shape has a 2 in front. With a ``max_unorm`` there is ``unorm_vec``, the norm of
+``state1``, whose shape has a 2 in front. States of 4 bits, which bitsandbytes has not, are packed:
+uint8 of one byte per two elements, flat, and the maps have 16 values. A bfloat16 parameter with
+``kahan_sum`` has ``compensation``, bfloat16 of its shape, and with ``bf16_stochastic_round`` an int
+``seed``. With a ``max_unorm`` there is ``unorm_vec``, the norm of
 the last update.
 """
 
@@ -15,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bnbx.codebooks import create_dynamic_map
-from bnbx.ops import OPTIMIZER_BLOCKSIZE, blocks_of, state_shape
+from bnbx.codebooks import create_dynamic_map, create_optimizer_map_4bit
+from bnbx.ops import OPTIMIZER_BLOCKSIZES, blocks_of, codes_shape, state_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,9 +29,6 @@ if TYPE_CHECKING:
 #: Entry of a saved parameter state that holds its tensors. FSDP gathers tensors that it finds one
 #: level up as if they had the shape of the parameter.
 WRAPPER = "__bnb_optimizer_quant_state__"
-
-#: Type of a state by its number of bits.
-STATE_DTYPES = {8: torch.uint8, 32: torch.float32}
 
 TensorSpec = tuple[torch.dtype, tuple[int, ...]]
 
@@ -40,15 +40,16 @@ class QuantizationMaps:
     """
 
     def __init__(self) -> None:
-        self._dynamic: dict[tuple[bool, torch.device], Tensor] = {}
+        self._new: dict[tuple[int, bool, torch.device], Tensor] = {}
         self._shared: list[Tensor] = []
 
-    def dynamic(self, signed: bool, device: torch.device) -> Tensor:
-        """Return the dynamic map, the one that new states get."""
-        key = (signed, device)
-        if key not in self._dynamic:
-            self._dynamic[key] = self.share(create_dynamic_map(signed).to(device))
-        return self._dynamic[key]
+    def of_new(self, bits: int, signed: bool, device: torch.device) -> Tensor:
+        """Return the map that new states get."""
+        key = (bits, signed, device)
+        if key not in self._new:
+            create = create_optimizer_map_4bit if bits == 4 else create_dynamic_map
+            self._new[key] = self.share(create(signed).to(device))
+        return self._new[key]
 
     def share(self, qmap: Tensor) -> Tensor:
         """Return the tensor that stands for all maps equal to ``qmap`` on its device."""
@@ -71,33 +72,42 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def tensor_specs(
-    shape: Sequence[int], dtype: torch.dtype, states: Sequence[OptimizerState]
+    shape: Sequence[int], bits: int, states: Sequence[OptimizerState]
 ) -> dict[str, TensorSpec]:
-    """Return dtype and shape of each tensor in a parameter's state, whose states have ``dtype``."""
+    """Return dtype and shape of each tensor in a parameter's state, whose states have ``bits``."""
+    dtype = torch.float32 if bits == 32 else torch.uint8
     specs: dict[str, TensorSpec] = {}
     for number, (_, stacked) in enumerate(states, 1):
-        specs[f"state{number}"] = (dtype, state_shape(shape, stacked))
-        if dtype == torch.uint8:
-            blocks = blocks_of(math.prod(shape), OPTIMIZER_BLOCKSIZE)
+        specs[f"state{number}"] = (dtype, state_shape(codes_shape(shape, bits), stacked))
+        if bits < 32:
+            blocks = blocks_of(math.prod(shape), OPTIMIZER_BLOCKSIZES[bits])
             specs[f"absmax{number}"] = (torch.float32, state_shape((blocks,), stacked))
-            specs[f"qmap{number}"] = (torch.float32, (256,))
+            specs[f"qmap{number}"] = (torch.float32, (2**bits,))
     return specs
+
+
+def bits_of(state: dict[str, Any]) -> int:
+    """Return the number of bits of a parameter's states; 8 if the map of codes is missing."""
+    first, qmap = state.get("state1"), state.get("qmap1")
+    if not isinstance(first, Tensor) or first.dtype != torch.uint8:
+        return 32
+    return 4 if isinstance(qmap, Tensor) and qmap.numel() == 16 else 8
 
 
 def new_state(
     p: Tensor,
-    dtype: torch.dtype,
+    bits: int,
     states: Sequence[OptimizerState],
     maps: QuantizationMaps,
     zeros: Callable[..., Tensor] = torch.zeros,
 ) -> dict[str, Any]:
     """Return the state of a parameter before its first step, its tensors made by ``zeros``."""
     state: dict[str, Any] = {"step": 0}
-    for key, (kind, shape) in tensor_specs(local(p).shape, dtype, states).items():
+    for key, (kind, shape) in tensor_specs(local(p).shape, bits, states).items():
         state[key] = zeros(shape, dtype=kind, device=p.device)
-    if dtype == torch.uint8:
+    if bits < 32:
         for number, (signed, _) in enumerate(states, 1):
-            state[f"qmap{number}"] = maps.dynamic(signed, p.device)
+            state[f"qmap{number}"] = maps.of_new(bits, signed, p.device)
     return state
 
 
