@@ -187,9 +187,11 @@ void check_block(const std::vector<double>& states, const uint8_t* codes, float 
                  const std::vector<float>& qmap) {
   double expected = 0.0;
   for (double state : states) expected = std::fmax(expected, std::fabs(state));
-  CHECK(close(absmax, expected, 16 * eps<float>() * expected));
+  // The sum of an average may nearly cancel, of terms of a few.
+  CHECK(close(absmax, expected, 16 * eps<float>() * expected + 4 * eps<float>()));
   for (size_t i = 0; i < states.size(); ++i) {
-    CHECK(is_nearest(number(qmap[codes[i]]), states[i] / expected, qmap.data(), 256));
+    CHECK(is_nearest(number(qmap[codes[i]]), states[i] / expected, qmap.data(),
+                     static_cast<int>(qmap.size())));
   }
 }
 

@@ -52,6 +52,9 @@ class Adam(KbitOptimizer, rule="adam"):
         ``percentile_clipping`` below 100 shortens a gradient whose norm is above that percentile of
         the parameter's last 100; see :func:`bnbx.functional.percentile_clipping`. ``block_wise``
         is taken for programs written for old releases of bitsandbytes and must be True.
+        ``bf16_stochastic_round=True`` rounds parameters of bfloat16 up or down at random, with the
+        probability that makes the mean exact; ``kahan_sum=True`` keeps what rounding them loses in
+        a second bfloat16. Parameters of other dtypes are rounded as ever; one of both at a time.
 
     Raises
     ------
@@ -65,7 +68,9 @@ class Adam(KbitOptimizer, rule="adam"):
     256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries). With 4 bits the states
     are packed, two elements a byte, there is a scale per 128 elements and a map has 16 entries.
     With a ``max_unorm`` it
-    has ``unorm_vec``, the norm of the last update before it was shortened.
+    has ``unorm_vec``, the norm of the last update before it was shortened. A parameter of bfloat16
+    has ``compensation``, bfloat16 of its shape, with ``kahan_sum``, and the int ``seed``, drawn from
+    torch's generator, with ``bf16_stochastic_round``.
 
     References
     ----------

@@ -359,7 +359,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             "kahan_sum": (column("compensation"), None),
             "bf16_stochastic_round": (None, [state.get("seed") for state in states]),
         }[batch.rounding]
-        bits = bits_of(states[0])
+        bits = bits_of(states[0], shards[0].shape)
         if bits < 32:
             update = (
                 torch.ops.bnbx.optimizer_update_4bit_blockwise
