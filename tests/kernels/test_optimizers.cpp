@@ -211,7 +211,8 @@ void check_block(const std::vector<double>& states, const uint8_t* codes, float 
   CHECK(close(absmax, expected, 4 * eps<float>() * largest));
   if (expected * 1e4 < largest) return;  // next to nothing is left of the terms
   for (size_t i = 0; i < states.size(); ++i) {
-    CHECK(is_nearest(number(qmap[codes[i]]), states[i] / expected, qmap.data(), 256));
+    CHECK(is_nearest(number(qmap[codes[i]]), states[i] / expected, qmap.data(),
+                     static_cast<int>(qmap.size())));
   }
 }
 
@@ -268,8 +269,7 @@ uint8_t code4(const std::vector<uint8_t>& packed, size_t i) {
 }
 
 void test_4bit(OptimizerRule rule, const Hyperparameters& h) {
-  const bool squares = rule == OptimizerRule::kRMSprop || rule == OptimizerRule::kAdagrad;
-  const auto qmap1 = every_16th(squares ? unsigned_map() : signed_map());
+  const auto qmap1 = every_16th(squares(rule) ? unsigned_map() : signed_map());
   const auto qmap2 = every_16th(unsigned_map());
   const int64_t size = kOptimizerBlocksize4;
   for (int64_t n : {0, 1, 2, 127, 128, 129, 9001}) {
@@ -294,12 +294,17 @@ void test_4bit(OptimizerRule rule, const Hyperparameters& h) {
     for (int64_t start = 0; start < n; start += size) {
       std::vector<double> states[3];
       std::vector<uint8_t> codes[3];
+      double largest = 0.0;
       const std::vector<uint8_t> new_slow(now.codes1.begin() + bytes, now.codes1.end());
       for (int64_t i = start; i < std::min(start + size, n); ++i) {
         const Element old = before.element(i);
-        const Element expected = updated(rule, old, number(before.g[i]) * h.gnorm_scale, h, 3);
+        const double g = number(before.g[i]) * h.gnorm_scale;
+        const Element expected = updated(rule, old, g, h, 3);
         CHECK(parameter_is_close(now.p[i], old, expected, h));
-        for (int k = 0; k < 3; ++k) states[k].push_back(expected.states[k]);
+        for (int k = 0; k < 3; ++k) {
+          states[k].push_back(expected.states[k]);
+          largest = std::fmax(largest, std::fabs(old.states[k]) + std::fabs(g) + g * g);
+        }
         codes[0].push_back(code4(now.codes1, i));
         codes[1].push_back(code4(now.codes2, i));
         codes[2].push_back(code4(new_slow, i));
@@ -307,7 +312,7 @@ void test_4bit(OptimizerRule rule, const Hyperparameters& h) {
       const size_t block = start / size;
       const float absmax[] = {now.absmax1[block], now.absmax2[block], now.absmax1[blocks + block]};
       for (int k = 0; k < states_of(rule); ++k) {
-        check_block(states[k], codes[k].data(), absmax[k], k == 1 ? qmap2 : qmap1);
+        check_block(states[k], codes[k].data(), absmax[k], k == 1 ? qmap2 : qmap1, largest);
       }
     }
   }

@@ -18,9 +18,12 @@ PAGED = ("Adam", "AdamW", "AdEMAMix", "Lion")
 #: Every name that bitsandbytes has, but PytorchLARS, which is not one of a family.
 NAMES = [f"{name}{bits}" for name in FAMILIES for bits in ("", "8bit", "32bit")]
 NAMES += [f"Paged{name}{bits}" for name in PAGED for bits in ("", "8bit", "32bit")]
-#: Names of ours.
+#: Those with names of ours, which bitsandbytes has not.
 FAMILIES_4BIT = ("Adam", "AdamW")
-NAMES += [f"{paged}{name}4bit" for name in FAMILIES_4BIT for paged in ("", "Paged")]
+EVERY_NAME = [
+    *NAMES,
+    *(f"{paged}{name}4bit" for name in FAMILIES_4BIT for paged in ("", "Paged")),
+]
 
 NEEDED = {"SGD": {"lr": 1e-2, "momentum": 0.9}, "LARS": {"lr": 1e-2, "momentum": 0.9}}
 #: The rules in float64; "adam" where it is not one of these.

@@ -13,8 +13,8 @@ from tests.ops import rules
 from bnbx import optim
 
 from .families import (
+    EVERY_NAME,
     FAMILIES,
-    NAMES,
     PAGED,
     RULE_OF,
     bits_of,
@@ -126,7 +126,7 @@ def test_codes_follow_the_rule(name, dtype, device):
                     assert ((have - want).abs() <= (best - want).abs() + slack).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_every_shape_and_dtype_is_updated(name, device):
     params = [p for dtype in DTYPES for p in parameters(SHAPES, dtype, device)]
     before = [p.detach().clone() for p in params]
@@ -203,7 +203,7 @@ def test_schedules_need_rates_to_start_from():
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_names_are_documented_classes_of_the_package(name):
     cls = getattr(optim, name)
     assert name in optim.__all__

@@ -181,7 +181,7 @@ def test_what_is_no_setting_is_refused(manager):
     module = torch.nn.Linear(2, 2, bias=False)
     cases = [
         (lambda: manager.override_config(p, "optim_bit", 32), "^key: .*'optim_bit'"),
-        (lambda: manager.override_config(p, "optim_bits", 4), "^optim_bits: "),
+        (lambda: manager.override_config(p, "optim_bits", 16), "^optim_bits: "),
         (lambda: manager.override_config(p, "max_unorm", -1.0), "^max_unorm: "),
         (lambda: manager.override_config(p), "^key: "),
         (lambda: manager.override_config(p, "lr", 1.0, {"eps": 1.0}), "^key: "),

@@ -9,7 +9,7 @@ import torch
 
 from bnbx.optim import Adam, Adam8bit, Adam32bit, AdamW8bit
 
-from .families import NAMES, make
+from .families import EVERY_NAME, make
 
 REFUSED = [
     ("lr", -1.0),
@@ -179,7 +179,7 @@ def test_arguments_of_families_are_refused_by_name(name, key, value):
         make(name, [parameter()], **{key: value})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY_NAME)
 def test_unknown_arguments_are_refused_as_python_does(name):
     with pytest.raises(
         TypeError, match=r"__init__\(\)|\(\) got an unexpected keyword argument 'rl'"

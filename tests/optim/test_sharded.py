@@ -36,7 +36,7 @@ def test_a_shard_is_updated_like_a_parameter_of_its_own(cls, mesh, device):
             optimizer.step()
         optimizers[1].load_state_dict(copy.deepcopy(optimizers[1].state_dict()))
     assert torch.equal(whole.to_local(), shard)
-    assert optimizers[1].state[whole]["state1"].shape[-2:] == (50, 30)
+    assert optimizers[1].state[whole]["state1"].shape[-2:] in {(50, 30), (750,)}
 
 
 @pytest.mark.parametrize("cls", [LAMB8bit, LAMB])

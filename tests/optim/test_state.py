@@ -42,7 +42,7 @@ def test_new_states_are_zero_and_fit_the_parameter(bits, dtype, layouts, rule, d
 
 def check_new_state(p, bits, dtype, rule, shape, blocks):
     state = new_state(p, bits, RULES[rule], QuantizationMaps())
-    assert bits_of(state) == bits
+    assert bits_of(state, p.shape) == bits
     assert state.pop("step") == 0
     for number, (signed, stacked) in enumerate(RULES[rule], 1):
         first = () if stacked == 1 else (stacked,)

@@ -56,7 +56,10 @@ class Adam(KbitOptimizer, rule="adam"):
         releases of bitsandbytes and must be True.
         ``capturable=True`` lets a CUDA graph capture the step: the update is then made of PyTorch's
         operations, slower outside of a graph, and a rate that is to change has to be a tensor on
-        the parameters' device; percentile clipping is refused.
+        the parameters' device; percentile clipping and random rounding are refused.
+        ``bf16_stochastic_round=True`` rounds parameters of bfloat16 up or down at random, with the
+        probability that makes the mean exact; ``kahan_sum=True`` keeps what rounding them loses in
+        a second bfloat16. Parameters of other dtypes are rounded as ever; one of both at a time.
 
     Raises
     ------
@@ -70,7 +73,9 @@ class Adam(KbitOptimizer, rule="adam"):
     256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries). With 4 bits the states
     are packed, two elements a byte, there is a scale per 128 elements and a map has 16 entries.
     With a ``max_unorm`` it
-    has ``unorm_vec``, the norm of the last update before it was shortened.
+    has ``unorm_vec``, the norm of the last update before it was shortened. A parameter of bfloat16
+    has ``compensation``, bfloat16 of its shape, with ``kahan_sum``, and the int ``seed``, drawn
+    from torch's generator, with ``bf16_stochastic_round``.
 
     References
     ----------

@@ -156,7 +156,7 @@ def _read_state(
     if not entries:
         return {}
     step = _read_count(f"{where}['step']", entries.pop("step", None))
-    specs = tensor_specs(local(p).shape, bits_of(entries), states)
+    specs = tensor_specs(local(p).shape, bits_of(entries, local(p).shape), states)
     extras = {**_EXTRAS, "compensation": (torch.bfloat16, tuple(local(p).shape))}
     specs |= {key: spec for key, spec in extras.items() if key in entries}
     if "seed" in entries:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LAMB(Adam):
-    """LAMB with states of 8 or 32 bits: :class:`Adam` whose updates are bounded layer by layer.
+    """LAMB with states of 4, 8 or 32 bits: :class:`Adam` whose updates are bounded layer by layer.
 
     As in bitsandbytes, an update is only ever shortened, and weight decay is not part of it: where
     the norm of the update, without ``lr``, is above ``max_unorm`` times the norm of the parameter,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LARS(SGD):
-    """LARS, its state in 8 or 32 bits: :class:`SGD` whose updates are bounded layer by layer.
+    """LARS, its state in 4, 8 or 32 bits: :class:`SGD` whose updates are bounded layer by layer.
 
     As in bitsandbytes, an update is only ever shortened: where the norm of the average, which is
     the update without ``lr``, is above ``max_unorm`` times the norm of the parameter, it is scaled

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Lion(KbitOptimizer, rule="lion"):
-    """Lion, its state in 8 or 32 bits.
+    """Lion, its state in 4, 8 or 32 bits.
 
     Parameters
     ----------

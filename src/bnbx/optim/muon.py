@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from bnbx.ops import OPTIMIZER_BLOCKSIZE, OptimizerState, error
-from bnbx.optim.batch import Batch
 from bnbx.optim.optimizer import DEFAULT_SETTINGS, KbitOptimizer
 from bnbx.optim.settings import SETTINGS
 from bnbx.optim.state import local
@@ -16,6 +15,8 @@ from bnbx.optim.state import local
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim.optimizer import ParamsT
+
+    from bnbx.optim.batch import Batch
 
 #: Jordan et al. 2024, "Coefficient optimization": the steepest quintic at 0 that keeps singular
 #: values near 1.
@@ -108,6 +109,7 @@ class Muon(KbitOptimizer):
     "Effective Quantization of Muon Optimizer States", algorithm 1, for the 8-bit momentum.
     """
 
+    _why_not_4bit = "Its momentum has been shown to hold in 8 bits."
     _rule = "muon"
     _kept = (OptimizerState(signed=True),)
 

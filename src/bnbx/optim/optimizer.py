@@ -378,7 +378,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             column("unorm_vec") if limited else [],
         )
         rounding = rounding_arguments(batch.rounding, states)
-        bits = bits_of(states[0])
+        bits = bits_of(states[0], shards[0].shape)
         if bits < 32:
             update = ops.optimizer_update_4bit_blockwise
             if bits == 8:

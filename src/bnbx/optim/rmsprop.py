@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class RMSprop(KbitOptimizer, rule="rmsprop"):
-    """RMSprop, its state in 8 or 32 bits.
+    """RMSprop, its state in 4, 8 or 32 bits.
 
     The arithmetic is that of ``torch.optim.RMSprop``: ``eps`` is added to the root, and weight
     decay acts through the gradient.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class SGD(KbitOptimizer, rule="momentum"):
-    """SGD with momentum, its state in 8 or 32 bits.
+    """SGD with momentum, its state in 4, 8 or 32 bits.
 
     The arithmetic is that of ``torch.optim.SGD``: the first gradient starts the average, later ones
     are dampened, and weight decay acts through the gradient.

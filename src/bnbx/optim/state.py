@@ -86,12 +86,17 @@ def tensor_specs(
     return specs
 
 
-def bits_of(state: dict[str, Any]) -> int:
-    """Return the number of bits of a parameter's states; 8 if the map of codes is missing."""
+def bits_of(state: dict[str, Any], shape: Sequence[int]) -> int:
+    """Return the number of bits of the states of a parameter of that shape.
+
+    Of a state that is malformed, what it is most likely meant to have.
+    """
     first, qmap = state.get("state1"), state.get("qmap1")
     if not isinstance(first, Tensor) or first.dtype != torch.uint8:
         return 32
-    return 4 if isinstance(qmap, Tensor) and qmap.numel() == 16 else 8
+    if isinstance(qmap, Tensor):
+        return 4 if qmap.numel() <= 16 else 8
+    return 4 if first.shape[-1:] == codes_shape(shape, 4) else 8
 
 
 def new_state(
