@@ -72,10 +72,9 @@ class Adam(KbitOptimizer, rule="adam"):
     parameter's shape, uint8 or float32) and with 8 bits ``absmax1``, ``absmax2`` (float32, one per
     256 elements) and the maps ``qmap1``, ``qmap2`` (float32, 256 entries). With 4 bits the states
     are packed, two elements a byte, there is a scale per 128 elements and a map has 16 entries.
-    With a ``max_unorm`` it
-    has ``unorm_vec``, the norm of the last update before it was shortened. A parameter of bfloat16
-    has ``compensation``, bfloat16 of its shape, with ``kahan_sum``, and the int ``seed``, drawn
-    from torch's generator, with ``bf16_stochastic_round``.
+    With a ``max_unorm`` it has ``unorm_vec``, the norm of the last update before it was shortened.
+    A parameter of bfloat16 has ``compensation``, bfloat16 of its shape, with ``kahan_sum``, and an
+    int ``seed``, drawn from torch's generator, with ``bf16_stochastic_round``.
 
     References
     ----------
