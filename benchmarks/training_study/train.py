@@ -45,7 +45,7 @@ class Settings:
         Of the model's parameters and of the order of the text.
     """
 
-    steps: int = 600
+    steps: int = 400
     batch: int = 8
     shape: Shape = dataclasses.field(default_factory=Shape)
     warmup: float = 0.1

@@ -11,7 +11,13 @@ import bnbx
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "optimizers.md"
 #: What is in the package and no family; the text has these.
-OTHERS = {"GlobalOptimManager", "PytorchLARS", "flatten_state_dict", "unflatten_state_dict"}
+OTHERS = {
+    "GlobalOptimManager",
+    "PagedMemory",
+    "PytorchLARS",
+    "flatten_state_dict",
+    "unflatten_state_dict",
+}
 
 
 def rows() -> list[list[str]]:
