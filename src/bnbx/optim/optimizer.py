@@ -13,15 +13,9 @@ from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
+from bnbx.optim.rounding import ROUNDINGS, add_rounding, check_rounding, rounding_of
 from bnbx.optim.settings import Options, checked, checked_share
-from bnbx.optim.state import (
-    QuantizationMaps,
-    add_rounding,
-    bits_of,
-    local,
-    new_state,
-    wrapped,
-)
+from bnbx.optim.state import QuantizationMaps, bits_of, local, new_state, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,7 +134,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         for key, value in settings.items():
             where = "args." if hasattr(args, key) else ""
             setattr(self.args, key, self._checked(key, getattr(args, key, value), where))
-        _check_rounding("", vars(self.args))
+        check_rounding("", vars(self.args))
         self._maps = QuantizationMaps()
         self._placed = True
         super().__init__(
@@ -253,7 +247,7 @@ class KbitOptimizer(torch.optim.Optimizer):
                 known[id(config), step] = constants
             if config["percentile_clipping"] < 100:
                 constants = constants[0], _clipped(constants[1], gradient, state, config)
-            rounding = _rounding_of(p, config)
+            rounding = rounding_of(p, config)
             maps = (id(state.get("qmap1")), id(state.get("qmap2")))
             key = (constants, p.device, *maps, rounding)
             batch = batches.get(key)
@@ -314,7 +308,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         if not state:
             _check_dtype(where, p)
             state.update(self._new_state(p, config))
-        _check_rounding(f" of {where}", config)
+        check_rounding(f" of {where}", config)
         add_rounding(p, state, config)
         for setting, off, key, numel in _NORM_STATES:
             if config[setting] == off:
@@ -468,24 +462,9 @@ class KbitOptimizer(torch.optim.Optimizer):
             GlobalOptimManager.get_instance().override_config(p, key_value_dict=config)
 
 
-#: The settings that say how a parameter of bfloat16 is rounded; with none of them, to the nearest.
-_ROUNDINGS = ("kahan_sum", "bf16_stochastic_round")
-
-
 def _needs_more(config: dict[str, Any]) -> bool:
     norms = config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100
-    return bool(norms or config["kahan_sum"] or config["bf16_stochastic_round"])
-
-
-def _rounding_of(p: Tensor, config: dict[str, Any]) -> str | None:
-    if p.dtype is not torch.bfloat16:
-        return None
-    return next((key for key in _ROUNDINGS if config[key]), None)
-
-
-def _check_rounding(where: str, config: dict[str, Any]) -> None:
-    if config["kahan_sum"] and config["bf16_stochastic_round"]:
-        raise error(f"kahan_sum{where}", "False where bf16_stochastic_round is True", True)
+    return bool(norms or any(config[key] for key in ROUNDINGS))
 
 
 def _clipped(

@@ -84,16 +84,6 @@ def tensor_specs(
     return specs
 
 
-def add_rounding(p: Tensor, state: dict[str, Any], config: dict[str, Any]) -> None:
-    """Add what the settings need beside the states, where the state has none yet."""
-    if p.dtype != torch.bfloat16:
-        return
-    if config["kahan_sum"] and "compensation" not in state:
-        state["compensation"] = torch.zeros_like(local(p), memory_format=torch.contiguous_format)
-    if config["bf16_stochastic_round"] and "seed" not in state:
-        state["seed"] = int(torch.randint(2**63 - 1, (), device="cpu"))
-
-
 def bits_of(state: dict[str, Any], shape: Sequence[int]) -> int:
     """Return the number of bits of the states of a parameter of that shape.
 
