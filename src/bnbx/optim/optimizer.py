@@ -13,7 +13,7 @@ from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.manager import GlobalOptimManager
-from bnbx.optim.rounding import ROUNDINGS, add_rounding, check_rounding, rounding_of
+from bnbx.optim.rounding import add_rounding, check_rounding, rounding_of
 from bnbx.optim.settings import Options, checked, checked_share
 from bnbx.optim.state import QuantizationMaps, bits_of, local, new_state, wrapped
 
@@ -464,7 +464,7 @@ class KbitOptimizer(torch.optim.Optimizer):
 
 def _needs_more(config: dict[str, Any]) -> bool:
     norms = config["max_unorm"] > 0.0 or config["percentile_clipping"] < 100
-    return bool(norms or any(config[key] for key in ROUNDINGS))
+    return bool(norms or config["kahan_sum"] or config["bf16_stochastic_round"])
 
 
 def _clipped(
