@@ -15,7 +15,7 @@ from common import DTYPES, HYPERPARAMETERS, PARAMETERS, normal
 @pytest.mark.parametrize("name", RULES)
 def bench_optimizer_update_32bit(benchmark, name, dtype, count, numel):
     g, p = ([normal(numel, dtype=dtype) for _ in range(count)] for _ in range(2))
-    states = [new_state(x, torch.float32, RULES[name], QuantizationMaps()) for x in p]
+    states = [new_state(x, 32, RULES[name], QuantizationMaps()) for x in p]
     lists = [[s[k] for s in states if k in s] for k in ("state1", "state2")]
     update = torch.ops.bnbx.optimizer_update_32bit
     benchmark(update, name, g, p, *lists, [], [1] * count, **HYPERPARAMETERS)

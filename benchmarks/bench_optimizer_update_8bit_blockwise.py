@@ -16,7 +16,7 @@ from common import DTYPES, HYPERPARAMETERS, PARAMETERS, normal
 def bench_optimizer_update_8bit_blockwise(benchmark, name, dtype, count, numel):
     g, p = ([normal(numel, dtype=dtype) for _ in range(count)] for _ in range(2))
     maps = QuantizationMaps()
-    states = [new_state(x, torch.uint8, RULES[name], maps) for x in p]
+    states = [new_state(x, 8, RULES[name], maps) for x in p]
     qmaps = [states[0].get(k) for k in ("qmap1", "qmap2")]
     codes, scales = (
         [[s[k] for s in states if k in s] for k in (f"{kind}1", f"{kind}2")]
