@@ -35,6 +35,7 @@ SHAPES = [
     *((2, 6, K) for K in (0, 1, 2, 3, 15, 31, 32, 33, 63, 65, 100, 191, 257, 1024, 1025, 2051)),
     *((M, 9, 192) for M in (1, 2, 3, 4, 5, 16, 33)),
     *((1, 70, 1025), (9, 130, 513), (33, 65, 300), (17, 300, 64), (130, 70, 320), (130, 33, 515)),
+    (200, 70, 320),
 ]
 
 
@@ -58,6 +59,20 @@ def products(M, N, K):
 def test_product(M, N, K):
     for given, weight in products(M, N, K):
         check_product(gemm_4bit(**given), given["A"], weight, given.get("bias"))
+
+
+@every_isa
+@pytest.mark.parametrize("autocast", [False, True])
+def test_many_rows_take_the_weight_in_slices(monkeypatch, autocast):
+    monkeypatch.setattr("bnbx.backends.cpu._SLICE_BYTES", 1)
+    weight, state = random_weight(301, 70, 128, "nf4", 256)
+    for dtype in DTYPES:
+        A, bias = torch.randn(2, 100, 70).to(dtype), torch.randn(301).to(dtype)
+        with torch.autocast("cpu", enabled=autocast):
+            out = gemm_4bit(A, **state, bias=bias)
+        assert out.shape == (2, 100, 301)
+        check_product(out, A, weight, bias)
+        same(gemm_4bit(strided(A), **state, bias=bias), out)
 
 
 @every_isa

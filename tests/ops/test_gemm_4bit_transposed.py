@@ -24,7 +24,7 @@ SHAPES = [
     *((3, N, 64) for N in (0, 1, 2, 3, 15, 16, 17, 31, 32, 33, 70)),
     *((2, 6, K) for K in (0, 1, 2, 3, 15, 31, 33, 63, 65, 100, 191, 257, 1024, 1025)),
     *((M, 9, 192) for M in (1, 4, 16, 33)),
-    *((1, 70, 1025), (9, 130, 513), (17, 300, 64), (35, 290, 704)),
+    *((1, 70, 1025), (9, 130, 513), (17, 300, 64), (35, 290, 704), (130, 33, 515), (200, 70, 320)),
 ]
 
 
@@ -47,6 +47,20 @@ def products(M, N, K):
 def test_product(M, N, K):
     for given, weight in products(M, N, K):
         check_product(gemm_4bit_transposed(**given), given["A"], weight)
+
+
+@every_isa
+@pytest.mark.parametrize("autocast", [False, True])
+def test_many_rows_take_the_weight_in_slices(monkeypatch, autocast):
+    monkeypatch.setattr("bnbx.backends.cpu._SLICE_BYTES", 1)
+    weight, state = random_weight(301, 70, 128, "nf4", 256)
+    for dtype in DTYPES:
+        A = torch.randn(2, 100, 301).to(dtype)
+        with torch.autocast("cpu", enabled=autocast):
+            out = gemm_4bit_transposed(A, **state)
+        assert out.shape == (2, 100, 70)
+        check_product(out, A, weight.t())
+        same(gemm_4bit_transposed(strided(A), **state), out)
 
 
 @every_isa

@@ -70,7 +70,7 @@ def constants(optimizer, number=0):
     return {**group, **betas, "gnorm_scale": -1.0 if group["maximize"] else 1.0}
 
 
-def states_of(state, shape=None):
+def states_of(state, shape):
     """Return what the state tensors of a parameter of that shape mean, in float32."""
     values = []
     for number in (1, 2):

@@ -98,7 +98,7 @@ def test_32bit_follows_the_rule(name, dtype, device):
         optimizer.step()
         for p, (moved, states, unorm) in zip(params, expected, strict=True):
             torch.testing.assert_close(p.detach(), moved.to(dtype))
-            for kept, exact in zip(states_of(optimizer.state[p]), states, strict=True):
+            for kept, exact in zip(states_of(optimizer.state[p], p.shape), states, strict=True):
                 torch.testing.assert_close(kept, exact.float())
             if "unorm_vec" in optimizer.state[p]:
                 torch.testing.assert_close(optimizer.state[p]["unorm_vec"], unorm.float().view(1))
@@ -185,7 +185,7 @@ def test_schedules_of_ademamix(name, device):
         half_lives.append(math.log(0.5) / math.log(beta3))
         h = {**constants(optimizer), "beta3": beta3, "alpha": min(step / 4, 1.0) * 4.0}
         state = optimizer.state[p]
-        states = states_of(state) if state else [torch.zeros(2, 300), torch.zeros(300)]
+        states = states_of(state, p.shape) if state else [torch.zeros(2, 300), torch.zeros(300)]
         expected, *_ = rules.update(
             "ademamix", h, step, p.grad, p.detach(), *(s.to(device) for s in states)
         )

@@ -41,7 +41,7 @@ def test_a_gradient_of_another_dtype_counts_as_its_values(cls, dtype, gradient, 
         assert p.dtype == dtype
         assert torch.equal(p, q)
         for kept, expected in zip(
-            states_of(optimizer.state[p]), states_of(other.state[q]), strict=True
+            states_of(optimizer.state[p], p.shape), states_of(other.state[q], q.shape), strict=True
         ):
             assert torch.equal(kept, expected)
 
@@ -77,7 +77,7 @@ def test_gradients_of_zeros_move_nothing_but_decay(cls, decay, device):
             assert not torch.equal(p, old)
         else:
             assert torch.equal(p, old)
-        for values in states_of(optimizer.state[p]):
+        for values in states_of(optimizer.state[p], p.shape):
             assert values.isfinite().all()
             assert decay or not values.any()
 
@@ -101,7 +101,7 @@ def test_what_is_not_finite_stays_in_its_block(cls, bad, device):
     clean[256:512] = False
     assert torch.equal(p[clean], q[clean])
     for kept, expected in zip(
-        states_of(optimizer.state[p]), states_of(other.state[q]), strict=True
+        states_of(optimizer.state[p], p.shape), states_of(other.state[q], q.shape), strict=True
     ):
         assert torch.equal(kept[..., clean], expected[..., clean])
         assert kept[..., clean].isfinite().all()

@@ -134,7 +134,7 @@ def test_8bit_momentum_is_the_nearest_and_its_update_that_of_32bit(dtype, shape,
         exact = 0.95 * exact + 0.05 * g
         before = ours.detach().clone()
         optimizer.step()
-        (average,) = states_of(optimizer.state[ours])
+        (average,) = states_of(optimizer.state[ours], ours.shape)
         for have, want in zip(average.flatten().split(256), best.flatten().split(256), strict=True):
             scale = want.abs().max()
             nearest = (qmap.double() * scale - want[:, None]).abs().min(1).values
@@ -306,7 +306,7 @@ def test_a_nan_spoils_its_block_of_the_momentum_only(device):
     p.grad = torch.ones_like(p)
     p.grad[0, 0] = math.nan
     optimizer.step()
-    (average,) = states_of(optimizer.state[p])
+    (average,) = states_of(optimizer.state[p], p.shape)
     assert average.flatten()[:256].isnan().all()
     assert average.flatten()[256:].isfinite().all()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bnbx import ops
 from bnbx.backends import reference
-from bnbx.backends.native import NativeBackend
+from bnbx.backends.cpu import CpuBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,10 +72,6 @@ def _register_reference() -> Backend:
     return Backend("reference", "any", tuple(ops.CONTRACTS))
 
 
-def _no_stream(_: Tensor) -> int:
-    return 0
-
-
 def _load_cpu() -> Backend:
     reason = ""
     if os.environ.get("BNBX_REFERENCE") == "1":
@@ -92,7 +88,7 @@ def _load_cpu() -> Backend:
             stacklevel=2,
         )
         return Backend("cpu", "cpu", (), reason)
-    backend = NativeBackend(ext, _no_stream)
+    backend = CpuBackend(ext)
     for name in ext.operations():
         ops.register(name, getattr(backend, _method(name)), "CPU")
     return Backend("cpu", "cpu", tuple(ext.operations()), details=details)

@@ -1,0 +1,127 @@
+"""The kernels of the CPU, and torch's product where there is none better.
+
+A vector kernel decodes a 4-bit weight again for every few rows of activations; tiles, which are for
+bfloat16, do so for some hundred. For many rows of another dtype, or without tiles, it is faster to
+decode the weight to float32 once, slice by slice so that it stays in the cache, and to leave the
+product to the BLAS of torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bnbx.backends.native import NativeBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import ModuleType
+
+    Decode = Callable[[Tensor, int, int], None]
+
+#: Rows from which on torch's product is the faster one, measured with AVX2 and AVX-512.
+_MANY_ROWS = {torch.float32: 192, torch.float16: 96, torch.bfloat16: 96}
+#: Of a decoded slice of the weight.
+_SLICE_BYTES = 16 << 20
+
+
+class CpuBackend(NativeBackend):
+    """``NativeBackend`` with products of many rows through BLAS where the kernels have no tiles."""
+
+    def __init__(self, ext: ModuleType) -> None:
+        super().__init__(ext, lambda _: 0)
+
+    def gemm_4bit(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        *nested: Any,
+    ) -> Tensor:
+        if not self._is_for_blas(A, B):
+            weight = (B, shapeB, absmax, blocksize, quant_type)
+            return super().gemm_4bit(out, A, *weight, bias, *nested)
+        decode = self._decoder(B, self._scales(absmax, *nested), blocksize, quant_type)
+        sums = out.view(-1, shapeB[0])
+        if out.dtype != torch.float32:
+            sums = torch.empty_like(sums, dtype=torch.float32)
+        rows = A.reshape(-1, A.shape[-1]).float()
+        for start, stop, part in _slices(shapeB, blocksize, decode):
+            torch.mm(rows, part.t(), out=sums[:, start:stop])
+        if bias is not None:
+            sums += bias
+        return out if sums.data_ptr() == out.data_ptr() else out.copy_(sums.view(out.shape))
+
+    def gemm_4bit_transposed(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        *nested: Any,
+    ) -> Tensor:
+        if not self._is_for_blas(A, B):
+            weight = (B, shapeB, absmax, blocksize, quant_type)
+            return super().gemm_4bit_transposed(out, A, *weight, *nested)
+        decode = self._decoder(B, self._scales(absmax, *nested), blocksize, quant_type)
+        rows = A.reshape(-1, A.shape[-1]).float()
+        sums = rows.new_zeros(len(rows), shapeB[1])
+        for start, stop, part in _slices(shapeB, blocksize, decode):
+            torch.addmm(sums, rows[:, start:stop], part, out=sums)
+        return out.copy_(sums.view(out.shape))
+
+    def _is_for_blas(self, A: Tensor, B: Tensor) -> bool:
+        if A.numel() < _MANY_ROWS[A.dtype] * A.shape[-1] or B.numel() == 0:
+            return False
+        return A.dtype != torch.bfloat16 or self.ext.describe()["isa"] != "amx"
+
+    def _scales(
+        self,
+        absmax: Tensor,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        absmax_blocksize: int = 256,
+    ) -> Tensor:
+        if absmax_8bit is None or absmax_code is None or absmax_offset is None:
+            return absmax
+        scales = torch.empty(absmax_8bit.numel(), dtype=torch.float32)
+        nested = (absmax_8bit.view(-1), absmax, absmax_code, absmax_blocksize)
+        return self.dequantize_blockwise(scales, *nested, torch.float32) + absmax_offset
+
+    def _decoder(self, B: Tensor, scales: Tensor, blocksize: int, quant_type: str) -> Decode:
+        """Return what decodes the elements of a weight from the first to before the second."""
+        packed = B.contiguous().view(-1).view(torch.uint8)
+        scales = scales.contiguous().view(-1)
+
+        def decode(part: Tensor, start: int, stop: int) -> None:
+            codes, absmax = packed[start // 2 : -(-stop // 2)], scales[start // blocksize :]
+            how = (blocksize, quant_type, part.shape, torch.float32)
+            self.dequantize_4bit(part, codes, absmax, *how)
+
+        return decode
+
+
+def _slices(
+    shapeB: Sequence[int], blocksize: int, decode: Decode
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Yield rows of a weight, from the first to before the second, and their values."""
+    N, K = shapeB
+    # A multiple of blocksize, so that each slice begins with a block and with a byte.
+    step = max(1, _SLICE_BYTES // (4 * K * blocksize)) * blocksize
+    values = torch.empty(min(step, N), K)
+    for start in range(0, N, step):
+        stop = min(start + step, N)
+        part = values[: stop - start]
+        decode(part, start * K, stop * K)
+        yield start, stop, part
