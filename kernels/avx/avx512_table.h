@@ -9,7 +9,7 @@
 namespace bnbx::cpu {
 
 // Up to so many rows decoding again for every four of them is faster than decoding to float32.
-static constexpr int64_t kGemvMost = 16;
+static constexpr int64_t kGemvMost = 64;
 
 template <class V>
 void gemm_4bit_avx512(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,

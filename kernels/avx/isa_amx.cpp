@@ -15,7 +15,8 @@ static void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t 
                       const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
                       Stream stream) {
   const cpu::Product4 product{A, dtype, M, N, K, B, scales, quant_type, bias, out};
-  if (cpu::gemv_4bit_int16<Vec>(product, 4) || cpu::gemm_4bit_amx<Vec>(product)) return;
+  const int64_t gemv_most = dtype == DType::kBFloat16 ? 4 : cpu::kGemvMost;  // tiles take over
+  if (cpu::gemv_4bit_int16<Vec>(product, gemv_most) || cpu::gemm_4bit_amx<Vec>(product)) return;
   cpu::gemm_4bit<Vec>(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
 }
 
