@@ -260,19 +260,21 @@ class KbitOptimizer(torch.optim.Optimizer):
         """Sort the parameters that have gradients by what one call of the operation can share."""
         batches: dict[tuple[Any, ...], Batch] = {}
         known: dict[tuple[int, int], _Constants] = {}
+        equal: dict[_Constants, _Constants] = {}
         for p, gradient, state, config in self._with_gradients():
-            # Hundreds of parameters have the same settings: their constants are made once, and
-            # found by what is quickly compared.
+            # Hundreds of parameters have the same settings: their constants are made once, equal
+            # ones are one object, and what is found for each parameter is quickly compared.
             step = state["step"] + 1
             constants = known.get((id(config), step))
             if constants is None:
                 constants = self._rule_of(config), self._constants(config, step)
-                known[id(config), step] = constants
+                constants = known[id(config), step] = equal.setdefault(constants, constants)
             if config["percentile_clipping"] < 100:
                 constants = constants[0], clipped(constants[1], gradient, state, config)
-            rounding = rounding_of(p, config)
+                constants = equal.setdefault(constants, constants)
+            rounding = rounding_of(p, config) if p.dtype is torch.bfloat16 else None
             maps = (id(state.get("qmap1")), id(state.get("qmap2")))
-            key = (constants, p.device, *maps, rounding)
+            key = (id(constants), p.device, *maps, rounding)
             batch = batches.get(key)
             if batch is None:
                 batch = batches[key] = Batch(constants[0], constants[1], rounding)
@@ -287,16 +289,18 @@ class KbitOptimizer(torch.optim.Optimizer):
         found = []
         for group_number, group in enumerate(self.param_groups):
             shared = {**vars(self.args), **group}
+            more = needs_more(shared)
             for number, p in enumerate(group["params"]):
                 gradient = p.grad
                 if gradient is None:
                     continue
-                config = shared
+                config, needed = shared, more
                 if overrides and id(p) in overrides:
                     own = self._with_betas(overrides[id(p)], shared.get("betas"))
                     config = {**shared, **own}
+                    needed = needs_more(config)
                 state = self.state[p]
-                if gradient.layout is not torch.strided or not state or needs_more(config):
+                if needed or not state or gradient.layout is not torch.strided:
                     where = f"param_groups[{group_number}]['params'][{number}]"
                     self._prepare(p, gradient, state, config, where)
                 found.append((p, gradient, state, config))
