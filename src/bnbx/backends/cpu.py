@@ -33,7 +33,7 @@ class CpuBackend(NativeBackend):
     def __init__(self, ext: ModuleType) -> None:
         super().__init__(ext, lambda _: 0)
 
-    def gemm_4bit(
+    def _multiply_4bit(
         self,
         out: Tensor,
         A: Tensor,
@@ -44,40 +44,21 @@ class CpuBackend(NativeBackend):
         quant_type: str,
         bias: Tensor | None = None,
         *nested: Any,
+        transposed: bool = False,
     ) -> Tensor:
         if not self._is_for_blas(A, B):
-            weight = (B, shapeB, absmax, blocksize, quant_type)
-            return super().gemm_4bit(out, A, *weight, bias, *nested)
+            call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
+            return super()._multiply_4bit(out, *call, transposed=transposed)
         decode = self._decoder(B, self._scales(absmax, *nested), blocksize, quant_type)
-        sums = out.view(-1, shapeB[0])
-        if out.dtype != torch.float32:
-            sums = torch.empty_like(sums, dtype=torch.float32)
         rows = A.reshape(-1, A.shape[-1]).float()
+        sums = rows.new_zeros(len(rows), shapeB[1 if transposed else 0])
         for start, stop, part in _slices(shapeB, blocksize, decode):
-            torch.mm(rows, part.t(), out=sums[:, start:stop])
+            if transposed:
+                torch.addmm(sums, rows[:, start:stop], part, out=sums)
+            else:
+                torch.mm(rows, part.t(), out=sums[:, start:stop])
         if bias is not None:
             sums += bias
-        return out if sums.data_ptr() == out.data_ptr() else out.copy_(sums.view(out.shape))
-
-    def gemm_4bit_transposed(
-        self,
-        out: Tensor,
-        A: Tensor,
-        B: Tensor,
-        shapeB: Sequence[int],
-        absmax: Tensor,
-        blocksize: int,
-        quant_type: str,
-        *nested: Any,
-    ) -> Tensor:
-        if not self._is_for_blas(A, B):
-            weight = (B, shapeB, absmax, blocksize, quant_type)
-            return super().gemm_4bit_transposed(out, A, *weight, *nested)
-        decode = self._decoder(B, self._scales(absmax, *nested), blocksize, quant_type)
-        rows = A.reshape(-1, A.shape[-1]).float()
-        sums = rows.new_zeros(len(rows), shapeB[1])
-        for start, stop, part in _slices(shapeB, blocksize, decode):
-            torch.addmm(sums, rows[:, start:stop], part, out=sums)
         return out.copy_(sums.view(out.shape))
 
     def _is_for_blas(self, A: Tensor, B: Tensor) -> bool:

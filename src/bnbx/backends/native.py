@@ -108,23 +108,8 @@ class NativeBackend:
     def dequantize_4bit_out(self, _: None, *args: Any, out: Tensor) -> None:
         self.dequantize_4bit(out, *args)
 
-    def gemm_4bit(
-        self,
-        out: Tensor,
-        A: Tensor,
-        B: Tensor,
-        shapeB: Sequence[int],
-        absmax: Tensor,
-        blocksize: int,
-        quant_type: str,
-        bias: Tensor | None = None,
-        *nested: Any,
-    ) -> Tensor:
-        bias = None if bias is None else bias.contiguous()
-        weight = (B, shapeB, absmax, blocksize, quant_type)
-        return self._multiply_4bit(
-            self.ext.gemm_4bit, out, shapeB[0], A, *weight, (_pointer(bias),), *nested
-        )
+    def gemm_4bit(self, out: Tensor, *call: Any) -> Tensor:
+        return self._multiply_4bit(out, *call)
 
     def gemm_4bit_transposed(
         self,
@@ -138,33 +123,34 @@ class NativeBackend:
         *nested: Any,
     ) -> Tensor:
         weight = (B, shapeB, absmax, blocksize, quant_type)
-        return self._multiply_4bit(
-            self.ext.gemm_4bit_transposed, out, shapeB[1], A, *weight, (), *nested
-        )
+        return self._multiply_4bit(out, A, *weight, None, *nested, transposed=True)
 
     def _multiply_4bit(
         self,
-        kernel: Callable[..., None],
         out: Tensor,
-        columns: int,
         A: Tensor,
         B: Tensor,
         shapeB: Sequence[int],
         absmax: Tensor,
         blocksize: int,
         quant_type: str,
-        bias: tuple[int, ...],
+        bias: Tensor | None = None,
         absmax_8bit: Tensor | None = None,
         absmax_code: Tensor | None = None,
         absmax_offset: Tensor | None = None,
         absmax_blocksize: int = 256,
+        *,
+        transposed: bool = False,
     ) -> Tensor:
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        bias = None if bias is None else bias.contiguous()
         codes = code = offset = 0
         if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
             absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
             codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
             offset = absmax_offset.data_ptr()
+        kernel = self.ext.gemm_4bit_transposed if transposed else self.ext.gemm_4bit
+        columns = shapeB[1 if transposed else 0]
         kernel(
             A.data_ptr(),
             DTYPES[A.dtype],
@@ -174,7 +160,7 @@ class NativeBackend:
             absmax.data_ptr(),
             blocksize,
             QUANT_TYPES[quant_type],
-            *bias,
+            *(() if transposed else (_pointer(bias),)),
             codes,
             code,
             offset,
