@@ -20,6 +20,8 @@ COMPATIBLE_VERSION = "0.50.2"
 #: A directory that could be an entry of ``sys.path``: the package and its metadata. Child processes
 #: of ``python -m bnbx.compat`` have it there.
 SITE = Path(__file__).parent / "site"
+#: Not a ``.dist-info``: builders of wheels take that for the wheel's own.
+_METADATA = SITE / f"{NAME}-{COMPATIBLE_VERSION}.egg-info"
 #: What bitsandbytes and bnbx both have; it is bnbx's. The rest of the package is in ``SITE``.
 SHARED = frozenset({"functional", "nn", "optim", "utils"})
 #: Under this name bnbx's modules can be imported too, with no effect but that. Classes say that
@@ -27,7 +29,7 @@ SHARED = frozenset({"functional", "nn", "optim", "utils"})
 HOME = "bnbx.compat.as_bitsandbytes"
 
 _FINDERS = (
-    PackageAt(SITE / NAME, SITE / f"{NAME}-{COMPATIBLE_VERSION}.dist-info"),
+    PackageAt(SITE / NAME, _METADATA),
     ModuleAlias(NAME, "bnbx", SHARED),
     ModuleAlias(f"bnbx.compat.{NAME}", NAME),
 )
