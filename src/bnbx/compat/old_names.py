@@ -109,6 +109,9 @@ OLD_NAMES: dict[str, dict[str, object]] = {
         "pack_dict_to_tensor": pack_dict_to_tensor,
         "unpack_tensor_to_dict": unpack_tensor_to_dict,
     },
+    "nn.modules": {
+        "INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING": INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING,
+    },
     "optim.optimizer": {"Optimizer8bit": KbitOptimizer},
     "utils": {
         "INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING": INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING,
