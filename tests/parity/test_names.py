@@ -49,13 +49,16 @@ LEFT_OUT = {
         "fix_4bit_weight_quant_state_from_module",
         "maybe_rearrange_weight",
     },
-    "bitsandbytes.optim.optimizer": {"MockArgs", "Optimizer1State", "Optimizer2State"},
+    "bitsandbytes.optim.optimizer": {"MockArgs"},
     "bitsandbytes.utils": {"execute_and_return", "outlier_hook"},
 }
 #: Parameters that bnbx does not have, or with another default.
 OTHER_PARAMETERS = {
     ("Adagrad8bit", "optim_bits"),  # says 8 there; either value is taken here
     ("BNBNativeLibrary", "lib"),  # bnbx has no library of C functions
+    ("Optimizer2State", "alpha"),  # for AdEMAMix, which is a class of its own
+    ("Optimizer2State", "t_alpha"),
+    ("Optimizer2State", "t_beta3"),
     ("Optimizer8bit", "defaults"),  # the base class, whose constructor is not for users
     ("Optimizer8bit", "optim_bits"),
     ("Optimizer8bit", "is_paged"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bnbx.compat.native_library import lib
+from bnbx.compat.old_optimizers import Optimizer1State, Optimizer2State
 from bnbx.nn.module8bit import ROW_FORMAT
 from bnbx.optim.optimizer import KbitOptimizer
 from bnbx.utils import pack_dict_to_tensor, unpack_tensor_to_dict
@@ -112,7 +113,11 @@ OLD_NAMES: dict[str, dict[str, object]] = {
     "nn.modules": {
         "INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING": INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING,
     },
-    "optim.optimizer": {"Optimizer8bit": KbitOptimizer},
+    "optim.optimizer": {
+        "Optimizer1State": Optimizer1State,
+        "Optimizer2State": Optimizer2State,
+        "Optimizer8bit": KbitOptimizer,
+    },
     "utils": {
         "INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING": INVERSE_LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING,
         "LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING": LINEAR_8BIT_WEIGHTS_FORMAT_MAPPING,
