@@ -163,6 +163,17 @@ def test_copies_and_conversions():
     assert not torch.equal(twin.weight, before)
 
 
+def test_restoring_a_copy_leaves_the_original():
+    stack = Stack()
+    replace_parameter_4bit(stack, "weight")
+    twin = copy.deepcopy(stack)
+    restore_parameter(twin, "weight")
+    assert isinstance(twin._parameters["weight"], torch.nn.Parameter)
+    assert torch.equal(twin.weight, stack.weight)
+    x = torch.randn(2, 64)
+    torch.testing.assert_close(twin(x), stack(x))
+
+
 def test_packed_parameter_knows_what_lies_on_top():
     stack = Stack()
     assert packed_parameter(stack, "weight") is None

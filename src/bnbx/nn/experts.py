@@ -87,7 +87,7 @@ def multiply_experts(
     rows = rows * top_k_weights.reshape(-1)[order].unsqueeze(-1)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
-    return rows[place].view(tokens, choices, -1).sum(1).to(hidden_states.dtype)
+    return rows[place].view(tokens, choices, rows.shape[-1]).sum(1).to(hidden_states.dtype)
 
 
 def _activated(module: Any, rows: Tensor) -> Tensor:

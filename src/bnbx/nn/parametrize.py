@@ -175,6 +175,9 @@ def restore_parameter(module: torch.nn.Module, name: str, dtype: torch.dtype | N
         expected = "the name of a parameter in 4 bits, with nothing on top of it"
         raise error("name", expected, repr(name))
     values = getattr(module, name).to(dtype)
+    # torch removes the property from the class, which a deep copy shares with its original.
+    cls = type(module)
+    module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
     setattr(module, name, torch.nn.Parameter(values))
 

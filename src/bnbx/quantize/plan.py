@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
 from typing import TYPE_CHECKING, Any, cast
@@ -146,11 +147,17 @@ def _tie(weight: Tensor) -> tuple[Any, ...]:
 
 def _without_tied(model: Module, chosen: list[Layer], skipped: dict[str, str]) -> list[Layer]:
     """Return the layers whose weight is only theirs, and add the others to ``skipped``."""
-    weights = {layer.names[0]: layer.weights for layer in chosen}
+    # Of linear layers that are tied to each other each gets the same codes; of experts not.
+    used = collections.Counter(tie for layer in chosen for tie in layer.tie)
+    chosen_weights = {
+        layer.names[0]: layer.weights
+        for layer in chosen
+        if layer.is_linear or all(used[tie] == 1 for tie in layer.tie)
+    }
     others: dict[tuple[Any, ...], str] = {}
     for module_name, module in model.named_modules():
         for name, parameter in _own_parameters(module).items():
-            is_chosen = name in weights.get(module_name, ())
+            is_chosen = name in chosen_weights.get(module_name, ())
             if type(parameter) is torch.nn.Parameter and not is_chosen:
                 others[_tie(parameter)] = f"{module_name}.{name}" if module_name else name
     kept: list[Layer] = []
