@@ -14,6 +14,7 @@ from bnbx.nn.parametrize import (
     packed_parameter,
     replace_parameter_4bit,
     replace_parameter_4bit_prequantized,
+    restore_parameter,
 )
 
 SHAPE = (3, 10, 64)
@@ -162,16 +163,46 @@ def test_copies_and_conversions():
     assert not torch.equal(twin.weight, before)
 
 
+def test_restoring_a_copy_leaves_the_original():
+    stack = Stack()
+    replace_parameter_4bit(stack, "weight")
+    twin = copy.deepcopy(stack)
+    restore_parameter(twin, "weight")
+    assert isinstance(twin._parameters["weight"], torch.nn.Parameter)
+    assert torch.equal(twin.weight, stack.weight)
+    x = torch.randn(2, 64)
+    torch.testing.assert_close(twin(x), stack(x))
+
+
 def test_packed_parameter_knows_what_lies_on_top():
     stack = Stack()
     assert packed_parameter(stack, "weight") is None
     replace_parameter_4bit(stack, "weight")
-    codes, state = packed_parameter(stack, "weight")
+    codes, state, _ = packed_parameter(stack, "weight")
     assert torch.equal(dequantize_4bit(codes, state), stack.weight)
     assert isinstance(state, QuantState)
     parametrize.register_parametrization(stack, "weight", torch.nn.Identity())
     assert packed_parameter(stack, "weight") is None
     assert stack.state_dict().keys() >= {"weight", "weight.absmax"}
+
+
+def test_restoring_and_quantizing_again():
+    stack = Stack()
+    before = type(stack), stack.state_dict().keys()
+    replace_parameter_4bit(stack, "weight")
+    values = stack.weight.clone()
+    for _ in range(2):
+        restore_parameter(stack, "weight")
+        assert (type(stack), stack.state_dict().keys()) == before
+        assert torch.equal(stack.weight, values)
+        assert stack.weight.requires_grad
+        replace_parameter_4bit(stack, "weight")
+        stack.load_state_dict(stack.state_dict())
+        torch.testing.assert_close(stack.weight, values, rtol=0, atol=1e-6)
+    restore_parameter(stack, "weight", torch.bfloat16)
+    assert stack.weight.dtype is torch.bfloat16
+    with pytest.raises(ValueError, match="name: expected the name of a parameter in 4 bits"):
+        restore_parameter(stack, "weight")
 
 
 def test_what_is_no_parameter_is_refused():

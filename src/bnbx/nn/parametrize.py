@@ -1,8 +1,8 @@
 """Parameters of any module and any shape in 4 bits, decoded where the module reads them.
 
 A module reads ``module.weight`` as before and gets floating point values; what it keeps in memory
-is the packed codes. It works for every parameter, those of three dimensions among them that
-transformers stacks its experts in; ``bnbx.nn.experts`` multiplies with these without decoding them.
+is the packed codes. It works for every parameter. The experts of transformers, stacked in
+parameters of three dimensions, are multiplied without decoding them, by ``bnbx.nn.experts``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from bnbx.functional import QuantState, dequantize_4bit, quantize_4bit
+from bnbx.nn.experts import expert_weights, multiply_experts
 from bnbx.nn.params4bit import moved, stored_as
 from bnbx.ops import error, packed_bytes
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Self
+
+    from bnbx.nn.experts import PackedParameter
 
 
 class Bnb4bitParametrization(torch.nn.Module):
@@ -31,11 +34,14 @@ class Bnb4bitParametrization(torch.nn.Module):
     ----------
     quant_state
         What undoes the quantization. It moves with the module, and its dtypes stay.
+    compute_dtype
+        What experts are multiplied in; by default the dtype of autocast or of the input.
     """
 
-    def __init__(self, quant_state: QuantState) -> None:
+    def __init__(self, quant_state: QuantState, compute_dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.quant_state = quant_state
+        self.compute_dtype = compute_dtype
 
     @torch.no_grad()
     def forward(self, quantized_param: Tensor) -> Tensor:
@@ -61,9 +67,12 @@ def replace_parameter_4bit(
     """Quantize a parameter of a module to 4 bits, in place.
 
     Reading ``module.<param_name>`` returns decoded values; a ``forward`` that reads it several
-    times decodes it once. The codes get no gradients. The module is saved and loaded with the codes
-    as ``<param_name>`` and the statistics as ``<param_name>.absmax`` and so on, as a ``Linear4bit``
-    is; it loads unquantized values, too, and quantizes them.
+    times decodes it once. Experts of transformers, once all of their matrices are in 4 bits, are
+    multiplied in groups and not decoded at all. The codes get no gradients.
+
+    The module is saved and loaded with the codes as ``<param_name>`` and the statistics as
+    ``<param_name>.absmax`` and so on, as a ``Linear4bit`` is. It loads unquantized values, too, and
+    quantizes them.
 
     Parameters
     ----------
@@ -127,8 +136,8 @@ def replace_parameter_4bit_prequantized(
     _replace(module, param_name, codes, state)
 
 
-def packed_parameter(module: torch.nn.Module, name: str) -> tuple[Tensor, QuantState] | None:
-    """Return the packed codes and the state of a parameter that is quantized and nothing more.
+def packed_parameter(module: torch.nn.Module, name: str) -> PackedParameter | None:
+    """Return codes, state and ``compute_dtype`` of a parameter that is quantized and nothing more.
 
     None if it is not, or if something else has been put on top of the decoded values, such as an
     adapter.
@@ -138,7 +147,39 @@ def packed_parameter(module: torch.nn.Module, name: str) -> tuple[Tensor, QuantS
     stack: Any = module.parametrizations[name]  # type: ignore[index]
     if len(stack) != 1 or not isinstance(stack[0], Bnb4bitParametrization):
         return None
-    return stack.original, stack[0].quant_state
+    return stack.original, stack[0].quant_state, stack[0].compute_dtype
+
+
+def quantized_parameters(module: torch.nn.Module) -> tuple[str, ...]:
+    """Return the names of a module's own parameters that are in 4 bits."""
+    stacks: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
+    return tuple(name for name in stacks if _parametrization(module, name) is not None)
+
+
+def restore_parameter(module: torch.nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
+    """Undo ``replace_parameter_4bit``: put the decoded values in the place of the codes.
+
+    Parameters
+    ----------
+    module, name
+        What has the parameter itself, and the parameter's name.
+    dtype
+        Of the values; by default the one that they had.
+
+    Raises
+    ------
+    ValueError
+        If the parameter is not quantized, or if something lies on top of the decoded values.
+    """
+    if packed_parameter(module, name) is None:
+        expected = "the name of a parameter in 4 bits, with nothing on top of it"
+        raise error("name", expected, repr(name))
+    values = getattr(module, name).to(dtype)
+    # torch removes the property from the class, which a deep copy shares with its original.
+    cls = type(module)
+    module.__class__ = type(cls.__name__, cls.__bases__, dict(vars(cls)))
+    parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+    setattr(module, name, torch.nn.Parameter(values))
 
 
 def _parameter(module: torch.nn.Module, name: str) -> torch.nn.Parameter:
@@ -163,19 +204,25 @@ def _replace(module: torch.nn.Module, name: str, packed: Tensor, state: QuantSta
     # unsafe: the values have another shape and dtype than what is stored.
     parametrization = Bnb4bitParametrization(state)
     parametrize.register_parametrization(module, name, parametrization, unsafe=True)
-    module.register_state_dict_post_hook(functools.partial(_save, name=name))
-    module.register_load_state_dict_pre_hook(functools.partial(_load, name=name))
+    _register_hooks(module, name)
     _decode_once_a_call(type(module))
 
 
 def _decode_once_a_call(cls: type[torch.nn.Module]) -> None:
-    """Let the forward of a class, which torch has made for one module, decode parameters once."""
+    """Let the forward of a class, which torch has made for one module, decode parameters once.
+
+    Experts decode nothing, unless something lies on top of what would be decoded.
+    """
     if "forward" in vars(cls):
         return
     base: Any = cls.__bases__[0]
 
     @functools.wraps(base.forward)
     def forward(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        weights = [packed_parameter(self, name) for name in expert_weights(self)]
+        packed = [weight for weight in weights if weight is not None]
+        if packed and len(packed) == len(weights):
+            return multiply_experts(self, packed, *args, **kwargs)
         with parametrize.cached():
             return base.forward(self, *args, **kwargs)
 
@@ -183,6 +230,16 @@ def _decode_once_a_call(cls: type[torch.nn.Module]) -> None:
 
 
 # Saving and loading ------------------------------------------------------------------------------
+
+
+def _register_hooks(module: torch.nn.Module, name: str) -> None:
+    """Register what saves and loads a parameter, unless an earlier quantization has done so."""
+    hooks: list[Any] = [*module._state_dict_hooks.values()]
+    savers = [hook for hook in hooks if isinstance(hook, functools.partial) and hook.func is _save]
+    if any(hook.keywords["name"] == name for hook in savers):
+        return
+    module.register_state_dict_post_hook(functools.partial(_save, name=name))
+    module.register_load_state_dict_pre_hook(functools.partial(_load, name=name))
 
 
 def _original(prefix: str, name: str) -> str:
