@@ -46,7 +46,7 @@ def plan(
         module = model.get_submodule(names[0])
         if not _looks_linear(module):
             continue
-        matched = [entry for entry in entries if any(_is_named(n, entry) for n in names)]
+        matched = [entry for entry in entries if any(is_named(n, entry) for n in names)]
         for entry in matched:
             unused.pop(entry, None)
         if matched or (callable(skip) and skip(names[0], module)):
@@ -71,7 +71,7 @@ def names_of_modules(model: Module, kind: Any) -> list[tuple[str, ...]]:
     return [tuple(of_one) for of_one in names.values()]
 
 
-def _is_named(name: str, entry: str) -> bool:
+def is_named(name: str, entry: str) -> bool:
     """Whether ``entry`` is a run of whole parts of the dotted name, or a pattern for all of it."""
     return f".{entry}." in f".{name}." or fnmatch.fnmatchcase(name, entry)
 
