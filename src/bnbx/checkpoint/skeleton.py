@@ -66,9 +66,7 @@ class Skeleton:
         transformers = need("transformers", "asking the model for its linear layers")
         self._conv1d = need("transformers.pytorch_utils", "").Conv1D
         self._matching = need("transformers.quantizers.quantizers_utils", "")
-        config = read_config(checkpoint)
-        with torch.device("meta"):
-            self._model = model_class(transformers, config)._from_config(config)  # noqa: SLF001
+        self._model = _on_meta(transformers, read_config(checkpoint))
         self.class_name = type(self._model).__name__
         base = need("transformers.quantizers.base", "").HfQuantizer
         self._fp32 = list(self._model._keep_in_fp32_modules or ())  # noqa: SLF001
@@ -148,15 +146,27 @@ def read_config(checkpoint: Checkpoint) -> Any:
     """
     transformers = need("transformers", "reading config.json")
     model_type = checkpoint.config.get("model_type")
-    if model_type not in transformers.CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         raise error("config.json", "a model_type of transformers", repr(model_type), _TRUST)
-    kind = transformers.CONFIG_MAPPING[model_type]
-    config = kind.from_dict(dict(checkpoint.config))
+    try:
+        config = transformers.CONFIG_MAPPING[model_type].from_dict(dict(checkpoint.config))
+    except Exception as failure:  # whatever transformers raises at a file that may be hostile
+        raise error("config.json", f"one of a {model_type!r}", repr(failure)[:200]) from failure
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > len(checkpoint.tensors):
         expected = f"at most {len(checkpoint.tensors)}, the number of tensors"
         raise error("config.json: num_hidden_layers", expected, layers)
     return config
+
+
+def _on_meta(transformers: Any, config: Any) -> Any:
+    """Return the model of a configuration, on the meta device."""
+    kind = model_class(transformers, config)
+    try:
+        with torch.device("meta"):
+            return kind._from_config(config)  # noqa: SLF001 (as transformers' own Auto classes do)
+    except Exception as failure:  # likewise
+        raise error("config.json", f"one of a {kind.__name__}", repr(failure)[:200]) from failure
 
 
 def model_class(transformers: Any, config: Any) -> Any:
