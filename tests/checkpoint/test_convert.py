@@ -109,7 +109,9 @@ def test_config_is_that_of_transformers(tmp_path, llama_path):
         config = json.loads((tmp_path / f"{i}" / "config.json").read_text())
         got = config.pop("quantization_config")
         assert config == json.loads((llama_path / "config.json").read_text())
-        skipped = [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)] if "skip" in options else []
+        skipped = (
+            [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)] if "skip" in options else []
+        )
         assert got["llm_int8_skip_modules"] == sorted(["lm_head", *skipped])
         theirs["llm_int8_skip_modules"] = got["llm_int8_skip_modules"]
         assert got == transformers.BitsAndBytesConfig(**theirs).to_dict()

@@ -41,7 +41,7 @@ MODELS = {
 }
 
 
-def on_load(path, model):
+def on_load(model):
     """Return the layers that transformers quantizes when it loads an unquantized checkpoint."""
     quantizer = transformers.quantizers.auto.AutoHfQuantizer.from_config(
         transformers.BitsAndBytesConfig(load_in_8bit=True), pre_quantized=False
@@ -60,7 +60,7 @@ def test_the_layers_that_transformers_quantizes(tmp_path, name):
         weights = find_weights(checkpoint)
         skeleton = Skeleton(checkpoint)
         found = {skeleton.layer_of(tensor).name for tensor in weights.transposed}
-        assert found == on_load(tmp_path / "model", model)
+        assert found == on_load(model)
         assert weights.kept.keys() | weights.transposed.keys() == checkpoint.tensors.keys()
         assert weights.kept.keys().isdisjoint(weights.transposed)
         assert set(weights.transposed.values()) == {name == "gpt2"}
@@ -106,7 +106,11 @@ def test_names(tmp_path):
         "score": "'score'",
     }
     tensors = {f"{name}.weight": torch.ones(4, 4) for name in (*linear, *others)}
-    tensors |= {"conv.weight": torch.ones(2, 2, 2), "table": torch.ones(3, 3), "a.bias": torch.ones(3)}
+    tensors |= {
+        "conv.weight": torch.ones(2, 2, 2),
+        "table": torch.ones(3, 3),
+        "a.bias": torch.ones(3),
+    }
     tensors["double.weight"] = torch.ones(4, 4, dtype=torch.float64)
     save_file(tensors, tmp_path / "a.safetensors")
     with Checkpoint(tmp_path / "a.safetensors") as checkpoint:
@@ -120,7 +124,7 @@ def test_names(tmp_path):
     assert set(weights.skip_modules) == {*others, "double"}
 
 
-def test_without_transformers_names_decide(tmp_path, monkeypatch, llama_path):
+def test_without_transformers_names_decide(monkeypatch, llama_path):
     monkeypatch.setattr(layers, "available", lambda _: False)
     with Checkpoint(llama_path) as checkpoint:
         assert find_weights(checkpoint).source == "names"
@@ -133,7 +137,10 @@ def test_two_weights_of_one_layer(tmp_path):
     name = "transformer.h.0.attn.c_attn.weight"
     tensors[name.removeprefix("transformer.")] = tensors[name].clone()
     save_file(tensors, file)
-    with Checkpoint(tmp_path / "model") as checkpoint, pytest.raises(ValueError, match="one weight"):
+    with (
+        Checkpoint(tmp_path / "model") as checkpoint,
+        pytest.raises(ValueError, match="one weight"),
+    ):
         find_weights(checkpoint)
 
 

@@ -48,7 +48,9 @@ def edit_tensors(source, change):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("target", ["q_proj.weight", "input_layernorm.weight", "embed_tokens.weight"])
+@pytest.mark.parametrize(
+    "target", ["q_proj.weight", "input_layernorm.weight", "embed_tokens.weight"]
+)
 def test_values_that_are_no_numbers(tmp_path, value, target):
     model = llama()
     save(model, tmp_path / "src")
@@ -166,7 +168,7 @@ def test_a_tensor_that_only_the_index_has(source):
     "file", ["../other.safetensors", "/etc/x.safetensors", "a\\b.safetensors", "\0.safetensors"]
 )
 def test_an_index_that_leads_out(source, file):
-    shutil.copyfile(sorted(source.glob("*.safetensors"))[0], source.parent / "other.safetensors")
+    shutil.copyfile(min(source.glob("*.safetensors")), source.parent / "other.safetensors")
     weight_map = json.loads((source / INDEX).read_text())["weight_map"]
     weight_map[next(iter(weight_map))] = file
     edit_json(source / INDEX, weight_map=weight_map)
@@ -205,6 +207,15 @@ def test_links_of_the_cache_are_followed(tmp_path, llama_path):
 def test_a_link_to_nothing(source):
     (source / "added_tokens.json").symlink_to("nothing")
     refused(source, "added_tokens.json: expected a regular file, got nothing")
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "model-00001-of-", "config.json"])
+def test_a_link_to_itself(source, name):
+    names = [path.name for path in sorted(source.iterdir()) if path.name.startswith(name)]
+    name = names[0] if names else name
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(name)
+    refused(source, "expected a regular file, got nothing")
 
 
 @pytest.mark.parametrize(

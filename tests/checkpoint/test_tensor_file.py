@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from bnbx.checkpoint.tensor_file import CHUNK, DTYPES, MAX_HEADER, TensorFile, printable
+
 from .models import raw
 
 
@@ -55,8 +56,14 @@ BAD = {
     "header beyond the end": (raw({}, length=4096), "truncated"),
     "truncated data": (raw(GOOD, bytes(11)), "the file is truncated"),
     "bytes after the end": (raw(GOOD, bytes(13)), "belong to no tensor"),
-    "overlap": (raw({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)), "tensor b.*bytes of"),
-    "same bytes": (raw({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8)), "bytes of another"),
+    "overlap": (
+        raw({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
+        "tensor b.*bytes of",
+    ),
+    "same bytes": (
+        raw({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, bytes(8)),
+        "bytes of another",
+    ),
     "hole": (raw({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)), "tensor b.*a hole"),
     "hole at the begin": (raw({"a": entry([1], 4, 8)}, bytes(8)), "tensor a.*a hole"),
     "end before begin": (raw({"a": entry([1], 8, 4)}, bytes(8)), "4 bytes between"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ class Checkpoint:
         self.is_file = self.path.is_file()
         self.root = self.path.parent if self.is_file else self.path
         self.config: dict[str, Any] = {}
-        if not self.is_file and (self.root / CONFIG).exists():
+        if not self.is_file and os.path.lexists(self.root / CONFIG):
             self.config = self._json(CONFIG)
         self._weight_map: dict[str, str] = {}
         self._close = contextlib.ExitStack()
@@ -144,7 +145,9 @@ class Checkpoint:
             return self.path
         if name in {"", ".", ".."} or "/" in name or "\\" in name or "\0" in name:
             raise error(f"{self.root}", "files in that directory", printable(name))
-        path, root = (self.root / name).resolve(), self.root.resolve()
+        # Unlike Path.resolve, it goes through a link to itself.
+        path = Path(os.path.realpath(self.root / name))
+        root = Path(os.path.realpath(self.root))
         allowed = [root]
         if root.parent.name == "snapshots":
             allowed.append(root.parent.parent / "blobs")
