@@ -61,7 +61,7 @@ def plan(
         if not weights and not _looks_linear(module):
             continue
         parameters = [f"{n}.{weight}" for n in names for weight in weights]
-        matched = [e for e in entries if any(_is_named(n, e) for n in (*names, *parameters))]
+        matched = [e for e in entries if any(is_named(n, e) for n in (*names, *parameters))]
         for entry in matched:
             unused.pop(entry, None)
         if matched or (callable(skip) and skip(names[0], module)):
@@ -90,7 +90,7 @@ def names_of_modules(model: Module, kind: Any) -> list[tuple[str, ...]]:
     return [tuple(of_one) for of_one in names.values()]
 
 
-def _is_named(name: str, entry: str) -> bool:
+def is_named(name: str, entry: str) -> bool:
     """Whether ``entry`` is a run of whole parts of the dotted name, or a pattern for all of it."""
     return f".{entry}." in f".{name}." or fnmatch.fnmatchcase(name, entry)
 
