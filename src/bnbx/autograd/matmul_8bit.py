@@ -58,21 +58,30 @@ class MatmulLtState:
 class _MatMul8bitLt(torch.autograd.Function):
     """Straight-through gradients: those of the product with the decoded weight."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         A: Tensor,
-        B: Tensor | None,
+        B: Tensor | None,  # noqa: ARG004 (it has a gradient, and its codes are CB)
         bias: Tensor | None,
         CB: Tensor,
         SCB: Tensor,
         threshold: float,
     ) -> Tensor:
+        result: Tensor = _int8_linear(A, CB, SCB, threshold, bias)
+        return result
+
+    @staticmethod
+    def setup_context(
+        ctx: Any,
+        inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, float],
+        output: Tensor,  # noqa: ARG004
+    ) -> None:
+        A, B, bias, CB, SCB, _ = inputs
         ctx.save_for_backward(CB, SCB, A if ctx.needs_input_grad[1] else None)
         ctx.dtype_B = None if B is None else B.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        result: Tensor = _int8_linear(A, CB, SCB, threshold, bias)
-        return result
 
     @staticmethod
     def backward(
@@ -102,6 +111,28 @@ def _quantized(B: Tensor, state: MatmulLtState) -> tuple[Tensor, Tensor]:
     if not state.has_fp16_weights:
         state.CB, state.SCB = CB, SCB
     return CB, SCB
+
+
+def product(
+    A: Tensor,
+    weight: Tensor | None,
+    CB: Tensor,
+    SCB: Tensor,
+    threshold: float,
+    bias: Tensor | None,
+) -> Tensor:
+    """Return ``A @ W.T + bias`` with W's codes and scales; ``weight`` is W if it is trained."""
+    wants_gradient = (
+        A.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (weight is not None and weight.requires_grad)
+    )
+    result: Tensor
+    if wants_gradient and torch.is_grad_enabled():
+        result = _MatMul8bitLt.apply(A, weight, bias, CB, SCB, threshold)  # type: ignore[no-untyped-call]
+    else:
+        result = _int8_linear(A, CB, SCB, threshold, bias)
+    return result
 
 
 def matmul(
@@ -152,14 +183,5 @@ def matmul(
         state.threshold = threshold
     CB, SCB = _quantized(B, state)
     weight = B if state.has_fp16_weights else None  # an int8 weight gets no gradient
-    wants_gradient = (
-        A.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or (weight is not None and weight.requires_grad)
-    )
-    result: Tensor
-    if wants_gradient and torch.is_grad_enabled():
-        result = _MatMul8bitLt.apply(A, weight, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
-    else:
-        result = _int8_linear(A, CB, SCB, state.threshold, bias)
+    result = product(A, weight, CB, SCB, state.threshold, bias)
     return result if out is None else into("out", out, result)

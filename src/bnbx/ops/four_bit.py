@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bnbx.ops.batching import rows_at_once
 from bnbx.ops.checks import (
     FLOAT_DTYPES,
     STORAGE_DTYPES,
@@ -104,7 +105,8 @@ def dequantize_4bit_out(
 @operation(
     "gemm_4bit(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, str quant_type, "
     "Tensor? bias=None, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
-    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor",
+    vmap=rows_at_once,
 )
 def gemm_4bit(
     A: Tensor,
@@ -140,7 +142,8 @@ def gemm_4bit(
 @operation(
     "gemm_4bit_transposed(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, "
     "str quant_type, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
-    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor",
+    vmap=rows_at_once,
 )
 def gemm_4bit_transposed(
     A: Tensor,
