@@ -22,7 +22,7 @@ project_copyright = author
 version = release = bnbx.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-include_patterns = ["docs/**.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+include_patterns = ["docs/**.md", "*.md"]
 root_doc = "docs/index"
 
 # Markdown as GitHub reads it: the same anchors, one for each heading.

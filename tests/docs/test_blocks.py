@@ -1,8 +1,8 @@
 """Every code block of the documents: Python runs, sessions are shown as they are, commands exist.
 
 A Python block that imports bnbx is a program of its own; another one goes on where the block before
-it stopped. One that cannot run here says why in a comment before it:
-``<!-- skip: next "it needs a GPU" -->``.
+it stopped. An output block shows what the one before it has printed. A block that cannot run here
+says why in a comment before it: ``<!-- skip: next "it needs a GPU" -->``.
 """
 
 from __future__ import annotations
@@ -31,17 +31,25 @@ SESSIONS = {
 }
 #: Blocks of these are read by people alone.
 NOT_RUN = {"text", "json", "yaml", "toml"}
-LANGUAGES = NOT_RUN | {"python", "pycon", "bash", "{eval-rst}", "{toctree}"}
+LANGUAGES = NOT_RUN | {"python", "output", "pycon", "bash", "{eval-rst}", "{toctree}"}
 run_python = PythonEvaluator()
+outputs = {}
 #: peft asks transformers for a name that the latter is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 
 
 def run_block(example):
-    """Run a Python block, in a fresh namespace if it is a program of its own."""
-    if re.search(r"^(import|from) bnbx", example.parsed, re.MULTILINE):
+    """Run a Python block, in a fresh namespace if it is a program of its own; keep its output."""
+    if re.search(r"^import bnbx", example.parsed, re.MULTILINE):
         example.namespace.clear()
-    run_python(example)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        run_python(example)
+    outputs[example.document] = output.getvalue()
+
+
+def check_output(example):
+    """Check that a block shows what the Python block before it has printed."""
+    assert example.parsed.strip() == outputs[example.document].strip()
 
 
 def check_commands(example):
@@ -77,6 +85,7 @@ def check_options(words):
 
 PARSERS = (
     CodeBlockParser("python", run_block),
+    CodeBlockParser("output", check_output),
     CodeBlockParser("bash", check_commands),
     DocTestParser(),
     SkipParser(),
