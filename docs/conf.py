@@ -40,14 +40,8 @@ autodoc_typehints = "signature"
 python_maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 
-html_theme = "pydata_sphinx_theme"
+html_theme = "furo"
 html_title = f"bnbx {release}"
-html_theme_options = {
-    "navigation_with_keys": False,
-    "secondary_sidebar_items": ["page-toc"],
-    "footer_start": [],
-    "footer_end": [],
-}
 html_show_sourcelink = False
 html_copy_source = False
 # The site's first page is docs/index.html; its address should not have to say so.
