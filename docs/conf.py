@@ -30,7 +30,6 @@ myst_heading_anchors = 4
 
 # The docstrings are in NumPy's style; a class has one, for itself and its constructor.
 napoleon_google_docstring = False
-napoleon_use_ivar = True
 napoleon_use_rtype = False
 autodoc_default_options = {"members": True}
 autodoc_inherit_docstrings = False

@@ -42,6 +42,8 @@ def public_objects():
     for module in map(importlib.import_module, MODULES):
         for name in names_of(module):
             value = getattr(module, name)
+            if isinstance(value, types.ModuleType):
+                continue  # a page of its own, or one more name of what is there
             found.setdefault(id(value), (f"{module.__name__}.{name}", value))
     return list(found.values())
 
@@ -55,7 +57,8 @@ def test_every_name_is_in_the_site():
     lines = zlib.decompress(entries).decode().splitlines()
     documented = {line.split(" ")[0] for line in lines if " py:" in line}
     assert len(documented) > 150
-    assert [name for name, _ in public_objects() if name not in documented] == []
+    names = [*MODULES, *(name for name, _ in public_objects())]
+    assert [name for name in names if name not in documented] == []
 
 
 def section(docstring, title):
