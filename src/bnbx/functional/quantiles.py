@@ -119,7 +119,27 @@ def quantize_no_absmax(A: Tensor, code: Tensor, out: Tensor | None = None) -> Te
 
 
 def dequantize_no_absmax(A: Tensor, code: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return the entry of a code table for each uint8 code, float32 of A's shape."""
+    """Return the entry of a code table for each code.
+
+    Parameters
+    ----------
+    A
+        uint8 codes, of any shape.
+    code
+        float32 of shape ``(256,)``.
+    out
+        float32 of A's shape, to write the values to.
+
+    Returns
+    -------
+    Tensor
+        float32 of A's shape.
+
+    Raises
+    ------
+    ValueError
+        If ``A`` or ``out`` has another dtype or shape.
+    """
     if A.dtype != torch.uint8:
         raise error("A", "uint8 codes", A.dtype)
     return into("out", out, code.to(A.device)[A.int()])

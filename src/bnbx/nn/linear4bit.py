@@ -46,7 +46,7 @@ class Linear4bit(Module4bit, torch.nn.Linear):
     Examples
     --------
     >>> layer = Linear4bit(64, 32, quant_type="nf4", compute_dtype=torch.bfloat16)
-    >>> layer.load_state_dict(torch.nn.Linear(64, 32).state_dict())
+    >>> layer.weight.data = torch.randn(32, 64)
     >>> y = layer.to("cpu")(torch.randn(8, 64))
 
     References

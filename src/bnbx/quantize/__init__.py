@@ -1,4 +1,4 @@
-"""quantize_ and dequantize_: the linear layers of any model to k bits and back, in place."""
+"""``quantize_`` and ``dequantize_``: a model's linear layers to k bits and back, in place."""
 
 from __future__ import annotations
 

@@ -1,0 +1,83 @@
+"""The API reference: every public name is in the built site, and its docstring is complete."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import types
+import zlib
+
+import pytest
+
+import bnbx
+
+from .documents import ROOT
+
+INVENTORY = ROOT / "build" / "site" / "objects.inv"
+MODULES = [
+    *("bnbx", "bnbx.quantize", "bnbx.codebooks"),
+    *(f"bnbx.{name}" for name in bnbx.__all__ if isinstance(getattr(bnbx, name), types.ModuleType)),
+]
+
+
+def names_of(module):
+    """The names that a module offers; without ``__all__`` those that it defines."""
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (
+            (name.isupper() and name != "TYPE_CHECKING")
+            or getattr(value, "__module__", None) == module.__name__
+        )
+    ]
+
+
+def public_objects():
+    """Name and value of everything public; what two modules offer is there once."""
+    found = {}
+    for module in map(importlib.import_module, MODULES):
+        for name in names_of(module):
+            value = getattr(module, name)
+            if isinstance(value, types.ModuleType):
+                continue  # a page of its own, or one more name of what is there
+            found.setdefault(id(value), (f"{module.__name__}.{name}", value))
+    return list(found.values())
+
+
+CALLABLE = [(name, value) for name, value in public_objects() if callable(value)]
+
+
+def test_every_name_is_in_the_site():
+    header, entries = INVENTORY.read_bytes().split(b"zlib.\n", 1)
+    assert b"Sphinx inventory version 2" in header
+    lines = zlib.decompress(entries).decode().splitlines()
+    documented = {line.split(" ")[0] for line in lines if " py:" in line}
+    assert len(documented) > 150
+    names = [*MODULES, *(name for name, _ in public_objects())]
+    assert [name for name in names if name not in documented] == []
+
+
+def section(docstring, title):
+    """The names that a section of a docstring explains."""
+    found = re.search(
+        rf"^{title}\n-+\n(.*?)(?=^[^\n]+\n---+\n|\Z)", docstring, re.MULTILINE | re.DOTALL
+    )
+    lines = found[1].splitlines() if found else []
+    return set(re.findall(r"\w+", ", ".join(line for line in lines if re.match(r"[\w*]", line))))
+
+
+@pytest.mark.parametrize(("name", "value"), CALLABLE, ids=[name for name, _ in CALLABLE])
+def test_arguments_are_documented(name, value):
+    """They are, in the docstring or in that of another name to which it points."""
+    docstring = inspect.cleandoc(vars(value).get("__doc__") or value.__doc__ or "")
+    assert docstring
+    arguments = set(inspect.signature(value).parameters)
+    explained = section(docstring, "Parameters") | section(docstring, "Attributes")
+    others = {each.rpartition(".")[2] for each, _ in CALLABLE} - {name.rpartition(".")[2]}
+    points = others & set(re.findall(r"`(\w+)`", docstring))
+    assert arguments <= explained or points, arguments - explained
+    assert section(docstring, "Parameters") <= arguments
