@@ -48,11 +48,11 @@ class MatmulLtState:
         self.CB = self.CxB = self.SB = self.SCB = None
 
 
-class _MatMul8bitLt(torch.autograd.Function):
+class MatMul8bitLt(torch.autograd.Function):
     """Straight-through gradients: those of the product with the decoded weight."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102 (torch's)
         ctx: Any,
         A: Tensor,
         B: Tensor | None,
@@ -68,7 +68,7 @@ class _MatMul8bitLt(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(
+    def backward(  # noqa: D102 (torch's)
         ctx: Any, grad_output: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         CB, SCB, A = ctx.saved_tensors
@@ -152,7 +152,7 @@ def matmul(
     )
     result: Tensor
     if wants_gradient and torch.is_grad_enabled():
-        result = _MatMul8bitLt.apply(A, weight, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
+        result = MatMul8bitLt.apply(A, weight, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
     else:
         result = _int8_linear(A, CB, SCB, state.threshold, bias)
     return result if out is None else into("out", out, result)
