@@ -1,4 +1,4 @@
-"""Lightning Fabric's and PyTorch Lightning's BitsandbytesPrecision."""
+"""Lightning Fabric's BitsandbytesPrecision."""
 
 from __future__ import annotations
 
@@ -21,11 +21,19 @@ def network() -> torch.nn.Sequential:
 
 
 def fabric(mode: str, **settings: Any) -> lightning.Fabric:
+    """Fabric with the plugin, which its constructor takes on CUDA devices only."""
+    made = lightning.Fabric(accelerator="cpu", devices=1)
     dtype = torch.float16 if mode.startswith("int8") else torch.float32
     plugin = BitsandbytesPrecision(mode, dtype, **settings)
-    made = lightning.Fabric(accelerator="cpu", devices=1, plugins=plugin)
+    made._connector.precision = made.strategy.precision = plugin
     made.launch()
     return made
+
+
+def test_fabric_itself_refuses_a_cpu():
+    """If this ends, ``fabric`` can be made as its users make it."""
+    with pytest.raises(RuntimeError, match="only supported on CUDA"):
+        lightning.Fabric(accelerator="cpu", plugins=BitsandbytesPrecision("nf4"))
 
 
 @pytest.mark.parametrize("mode", MODES)
