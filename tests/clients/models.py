@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import BitsAndBytesConfig
 
 VOCABULARY = 256
@@ -36,6 +38,7 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
         n_head=4,
         bos_token_id=1,
         eos_token_id=2,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0),
     ),
     "mixtral": transformers.MixtralConfig(**DECODER, **EXPERTS),
     "qwen3_moe": transformers.Qwen3MoeConfig(
@@ -117,6 +120,17 @@ def tokens(rows: int = 2, length: int = 12) -> torch.Tensor:
     """Return token numbers, the same in each call."""
     generator = torch.Generator().manual_seed(2)
     return torch.randint(3, VOCABULARY, (rows, length), generator=generator)
+
+
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes: as many tokens as the small models know."""
+    names = sorted(pre_tokenizers.ByteLevel.alphabet())
+    byte_level = Tokenizer(BPE({name: i for i, name in enumerate(names)}, []))
+    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_level, pad_token=names[0], eos_token=names[1]
+    )
 
 
 @torch.no_grad()

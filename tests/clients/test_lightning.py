@@ -25,7 +25,7 @@ def fabric(mode: str, **settings: Any) -> lightning.Fabric:
     made = lightning.Fabric(accelerator="cpu", devices=1)
     dtype = torch.float16 if mode.startswith("int8") else torch.float32
     plugin = BitsandbytesPrecision(mode, dtype, **settings)
-    made._connector.precision = made.strategy.precision = plugin
+    made._precision = made.strategy.precision = plugin
     made.launch()
     return made
 

@@ -7,24 +7,10 @@ import peft
 import pytest
 import torch
 import trl
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
 
 from tests.clients import models
 
 TEXT = ["Four bits hold sixteen values.", "Eight bits hold 256 of them."] * 4
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of bytes: as many tokens as the small models know."""
-    names = sorted(pre_tokenizers.ByteLevel.alphabet())
-    byte_level = Tokenizer(BPE({name: i for i, name in enumerate(names)}, []))
-    byte_level.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    byte_level.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=byte_level, pad_token=names[0], eos_token=names[1]
-    )
 
 
 @pytest.mark.parametrize("quantization", ["nf4 nested", "int8"])
@@ -48,7 +34,7 @@ def test_sft(packing, quantization, checkpoint, tmp_path, bnb):
         model=models.load(checkpoint("llama"), quantization),
         args=config,
         train_dataset=datasets.Dataset.from_dict({"text": TEXT}),
-        processing_class=tokenizer(),
+        processing_class=models.tokenizer(),
         peft_config=peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]),
     )
     base = run.model.base_model.model.model.layers[0].mlp.down_proj.base_layer
