@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+import bnbx
 from tests.clients import models
 
 CAUSAL = ("llama", "gpt2", "mixtral", "qwen3_moe", "gpt_oss")
@@ -136,3 +139,45 @@ def test_a_real_language_model(name, checkpoint, tmp_path):
     model.save_pretrained(tmp_path)
     del model
     assert torch.equal(models.outputs(models.load(tmp_path)), result)
+
+
+#: The values of an MXFP4 code.
+E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+@pytest.fixture
+def mxfp4(checkpoint, tmp_path):
+    """A gpt-oss whose experts are stored in MXFP4, and what one of them is in floating point."""
+    folder = tmp_path / "mxfp4"
+    shutil.copytree(checkpoint("gpt_oss"), folder)
+    state = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(8)
+    values = {}
+    for key in [key for key in state if key.endswith(("gate_up_proj", "down_proj"))]:
+        experts, columns, rows = state.pop(key).shape
+        shape = (experts, rows, columns // 32)
+        blocks = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        scales = torch.randint(120, 126, shape, dtype=torch.uint8, generator=generator)
+        state[f"{key}_blocks"], state[f"{key}_scales"] = blocks, scales
+        codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+        decoded = E2M1[codes] * 2.0 ** (scales.float() - 127)[..., None]
+        values[key] = decoded.flatten(-2).transpose(1, 2)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder, values
+
+
+def test_experts_in_mxfp4_stay(mxfp4, bnb):
+    """transformers reads one quantization at a time; bnbx adds its own to what is left."""
+    folder, values = mxfp4
+    with pytest.raises(ValueError, match="quantized with Mxfp4Config"):
+        models.load(folder, "nf4")
+    model = models.load(folder)
+    exact = models.outputs(model)
+    bnbx.quantize_(model, skip=lambda name, _: "mlp" in name or name == "lm_head", progress=False)
+    assert len(quantized_layers(model, bnb)) == 8
+    for key, value in values.items():
+        assert torch.equal(model.get_parameter(key), value)
+    assert 0 < models.difference(models.outputs(model), exact) < TOLERANCES[4]

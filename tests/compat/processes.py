@@ -15,13 +15,14 @@ OTHER = '__version__ = "9.9.9"\n'
 REGISTERED = "import bnbx.compat.bitsandbytes\n"
 
 
-def python(*arguments: str, **env: str) -> str:
+def python(*arguments: str, cwd: Path | None = None, **env: str) -> str:
     """Run Python and return its stdout."""
     done = subprocess.run(  # noqa: S603 (our own programs)
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=False,
+        cwd=cwd,
         env={**os.environ, **env},
     )
     assert done.returncode == 0, done.stderr

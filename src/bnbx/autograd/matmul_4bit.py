@@ -26,7 +26,7 @@ def _multiply(
     The gradient of one is the other.
     """
     if (A.requires_grad or (bias is not None and bias.requires_grad)) and torch.is_grad_enabled():
-        result: Tensor = MatMul4Bit.apply(A, B, bias, state, transposed)  # type: ignore[no-untyped-call]
+        result: Tensor = _MatMul4Bit.apply(A, B, bias, state, transposed)  # type: ignore[no-untyped-call]
         return result
     return _product(A, B, state, bias, transposed)
 
@@ -42,11 +42,11 @@ def _product(
     return product if bias is None else product + bias
 
 
-class MatMul4Bit(torch.autograd.Function):
+class _MatMul4Bit(torch.autograd.Function):
     """Keeps the packed weight, not the decoded one, between forward and backward."""
 
     @staticmethod
-    def forward(  # noqa: D102 (torch's)
+    def forward(
         ctx: Any, A: Tensor, B: Tensor, bias: Tensor | None, state: QuantState, transposed: bool
     ) -> Tensor:
         ctx.save_for_backward(B)
@@ -56,7 +56,7 @@ class MatMul4Bit(torch.autograd.Function):
         return _product(A, B, state, bias, transposed)
 
     @staticmethod
-    def backward(  # noqa: D102 (torch's)
+    def backward(
         ctx: Any, grad_output: Tensor
     ) -> tuple[Tensor | None, None, Tensor | None, None, None]:
         grad_A = grad_bias = None

@@ -27,32 +27,39 @@ class MatmulLtState:
         Columns of the input with a magnitude of at least this stay in 16 bit; none at 0.
     has_fp16_weights
         Whether the weight given to ``matmul`` is the master copy, quantized anew in each call.
-    is_training, force_no_igemmlt, use_pool, outlier_pool, idx, SB, CxB
+    is_training, use_pool, CxB and all others
         Other libraries set and read them; the product does not depend on them.
     """
 
+    # The order up to idx is that of bitsandbytes.
     force_no_igemmlt: bool = False
     CB: Tensor | None = None
-    CxB: Tensor | None = None
     SB: Tensor | None = None
     SCB: Tensor | None = None
+    SBt: Tensor | None = None
+    CBt: Tensor | None = None
+    subB: Tensor | None = None  # noqa: N815 (a foreign name)
     outlier_pool: Any = None
-    threshold: float = 0.0
     idx: Tensor | None = None
+    threshold: float = 0.0
     is_training: bool = True
     has_fp16_weights: bool = True
     use_pool: bool = False
+    has_accumulated_gradients: bool = False
+    CxB: Tensor | None = None
+    CxBt: Tensor | None = None
+    formatB: str | None = None  # noqa: N815 (a foreign name)
 
     def reset_grads(self) -> None:
         """Forget the weight; the next product quantizes it again."""
-        self.CB = self.CxB = self.SB = self.SCB = None
+        self.CB = self.CBt = self.CxB = self.CxBt = self.SB = self.SBt = self.SCB = None
 
 
-class MatMul8bitLt(torch.autograd.Function):
+class _MatMul8bitLt(torch.autograd.Function):
     """Straight-through gradients: those of the product with the decoded weight."""
 
     @staticmethod
-    def forward(  # noqa: D102 (torch's)
+    def forward(
         ctx: Any,
         A: Tensor,
         B: Tensor | None,
@@ -68,7 +75,7 @@ class MatMul8bitLt(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(  # noqa: D102 (torch's)
+    def backward(
         ctx: Any, grad_output: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
         CB, SCB, A = ctx.saved_tensors
@@ -152,7 +159,7 @@ def matmul(
     )
     result: Tensor
     if wants_gradient and torch.is_grad_enabled():
-        result = MatMul8bitLt.apply(A, weight, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
+        result = _MatMul8bitLt.apply(A, weight, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
     else:
         result = _int8_linear(A, CB, SCB, state.threshold, bias)
     return result if out is None else into("out", out, result)

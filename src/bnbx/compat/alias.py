@@ -20,14 +20,16 @@ COMPATIBLE_VERSION = "0.50.2"
 #: A directory that could be an entry of ``sys.path``: the package and its metadata. Child processes
 #: of ``python -m bnbx.compat`` have it there.
 SITE = Path(__file__).parent / "site"
+#: Not a ``.dist-info``: builders of wheels take that for the wheel's own.
+_METADATA = SITE / f"{NAME}-{COMPATIBLE_VERSION}.egg-info"
 #: What bitsandbytes and bnbx both have; it is bnbx's. The rest of the package is in ``SITE``.
-SHARED = frozenset({"autograd", "functional", "nn", "optim", "utils"})
+SHARED = frozenset({"functional", "nn", "optim", "utils"})
 #: Under this name bnbx's modules can be imported too, with no effect but that. Classes say that
 #: they are from there once the alias is registered.
 HOME = "bnbx.compat.as_bitsandbytes"
 
 _FINDERS = (
-    PackageAt(SITE / NAME, SITE / f"{NAME}-{COMPATIBLE_VERSION}.dist-info"),
+    PackageAt(SITE / NAME, _METADATA),
     ModuleAlias(NAME, "bnbx", SHARED),
     ModuleAlias(f"bnbx.compat.{NAME}", NAME),
 )
@@ -54,6 +56,7 @@ def install() -> ModuleType:
         importlib.import_module("bnbx.compat.operators")
         sys.meta_path[:0] = _FINDERS
         importlib.import_module(NAME)
+        importlib.import_module("bnbx.compat.old_names").add_old_names()
         _rename_classes()
     return importlib.import_module(NAME)
 
@@ -85,7 +88,7 @@ def _rename_classes() -> None:
     importlib.import_module(HOME)
     for name, module in list(sys.modules.items()):
         package, _, below = name.partition(".")
-        if package != "bnbx" or below.partition(".")[0] not in SHARED:
+        if package != "bnbx" or below.partition(".")[0] not in {*SHARED, "autograd"}:
             continue
         for value in vars(module).values():
             if isinstance(value, type) and value.__module__ == name:

@@ -13,4 +13,4 @@ from bnbx.compat.finder import ModuleAlias
 
 __path__: list[str] = []  # a package, whose modules the finder has
 
-sys.meta_path.insert(0, ModuleAlias(__name__, "bnbx", SHARED))
+sys.meta_path.insert(0, ModuleAlias(__name__, "bnbx", SHARED | {"autograd"}))

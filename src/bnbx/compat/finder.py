@@ -85,7 +85,7 @@ class PackageAt(DistributionFinder):
     package
         Directory of the package; its name is the package's and the distribution's.
     metadata
-        The distribution's ``.dist-info``.
+        The distribution's ``.dist-info`` or ``.egg-info`` directory.
     """
 
     def __init__(self, package: Path, metadata: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import bnbx.autograd._functions
 import bnbx.nn.modules
 import bnbx.nn.parametrize  # noqa: F401 (attributes of nn)
-from bnbx import MatmulLtState, autograd, functional, matmul, matmul_4bit, nn, optim, utils
+from bnbx import MatmulLtState, functional, matmul, matmul_4bit, nn, optim, utils
 from bnbx.compat.alias import COMPATIBLE_VERSION, install
 
 from . import cextension, consts, cuda_specs
+from .autograd import _functions  # noqa: F401 (an attribute of autograd)
 
 __all__ = [
     "MatmulLtState",

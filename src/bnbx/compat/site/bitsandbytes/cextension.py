@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
-
 import torch
 
-from bnbx.backends import BACKENDS
+from bnbx.compat.native_library import BNBNativeLibrary, lib
 
 from .consts import DYNAMIC_LIBRARY_SUFFIX, PACKAGE_DIR
 from .cuda_specs import CUDASpecs, get_cuda_specs, get_cuda_version_tuple, get_rocm_gpu_arch
@@ -41,39 +39,6 @@ def _backend() -> str:
 BNB_BACKEND = _backend()
 
 
-class BNBNativeLibrary:
-    """bnbx's kernels in the place of the library that bitsandbytes loads with ctypes.
-
-    It says what is loaded. The C functions of bitsandbytes, which take pointers, are not here:
-    their names raise, when called, an error that says so.
-
-    Attributes
-    ----------
-    compiled_with_cuda
-        Whether kernels for CUDA or ROCm are loaded.
-    """
-
-    compiled_with_cuda = any(b.device_type == "cuda" and not b.reason for b in BACKENDS)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-        def missing(*_: object, **__: object) -> NoReturn:
-            raise RuntimeError(
-                f"{name}: a C function of bitsandbytes, which bnbx does not have. Call what is in "
-                "bitsandbytes.functional, or the operators torch.ops.bitsandbytes.*, instead."
-            )
-
-        return missing
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-
 def get_native_library() -> BNBNativeLibrary:
     """Return the one native library."""
     return lib
-
-
-lib = BNBNativeLibrary()
