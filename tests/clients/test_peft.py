@@ -8,7 +8,6 @@ from typing import Any
 import peft
 import pytest
 import torch
-
 from tests.clients import models
 
 QUANTIZATIONS = ("nf4", "nf4 nested", "fp4 in bfloat16", "int8", "int8 with outliers")

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.clients import models
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_optimizer import _BITSANDBYTES_OPTIMIZERS
-
-from tests.clients import models
 
 NAMES = [name.value for name in _BITSANDBYTES_OPTIMIZERS]
 

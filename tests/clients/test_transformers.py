@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-import bnbx
 from tests.clients import models
 
+import bnbx
+
 CAUSAL = ("llama", "gpt2", "mixtral", "qwen3_moe", "gpt_oss")
-#: How far a quantized model's outputs are from the model's at most: 4 bits, 8 bits. That much because
-#: among these few experts a token is now and then sent to another one.
+#: How far a quantized model's outputs are from the model's at most: 4 bits, 8 bits. That much
+#: because among these few experts a token is now and then sent to another one.
 TOLERANCES = {4: 0.6, 8: 0.2}
 
 
@@ -114,7 +114,7 @@ def test_footprint(checkpoint):
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_experts_of_three_dimensions_stay(architecture, checkpoint):
-    """transformers quantizes linear layers alone: the experts are parameters of three dimensions."""
+    """transformers quantizes linear layers alone, and the experts are parameters."""
     exact = models.load(checkpoint(architecture)).state_dict()
     state = models.load(checkpoint(architecture), "nf4").state_dict()
     experts = [key for key, value in exact.items() if value.dim() == 3]

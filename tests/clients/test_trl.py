@@ -7,7 +7,6 @@ import peft
 import pytest
 import torch
 import trl
-
 from tests.clients import models
 
 TEXT = ["Four bits hold sixteen values.", "Eight bits hold 256 of them."] * 4

@@ -36,7 +36,6 @@ def seen(model: Any) -> dict[str, Any]:
     """Return the logits, and the weights in floating point."""
     from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
-
     from tests.clients import models
 
     weights = {}

@@ -23,7 +23,7 @@ CHECKPOINTS = [f"{kind} {name}" for kind in ("llama", "gpt2") for name in models
 
 def run(library: str, *arguments: Any) -> None:
     path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603 (our own program)
         [sys.executable, str(SIDE), library, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path.rstrip(os.pathsep), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -63,7 +63,7 @@ def test_both_read_the_same_model(name, writer, folder):
     assert mine["weights"].keys() == theirs["weights"].keys()
     # bitsandbytes multiplies int8 codes by a rounded 1/127, and rounds the inputs of their products
     # to float16 first.
-    exact, limit = (1e-6, 2e-2) if "int8" in name else (0.0, 1e-5)
+    exact, limit = (1e-6, 5e-2) if "int8" in name else (0.0, 1e-5)
     for key, value in theirs["weights"].items():
         assert models.difference(mine["weights"][key], value) <= exact, key
     assert models.difference(mine["logits"], theirs["logits"]) < limit
