@@ -2,6 +2,7 @@
 #include "avx/avx512_table.h"
 #include "avx/gemm_4bit_amx.h"
 #include "avx/gemm_4bit_transposed_amx.h"
+#include "avx/gemv_4bit_transposed.h"
 #include "avx/int8_product_amx.h"
 #include "avx/vec_avx512.h"
 
@@ -18,7 +19,9 @@ static void gemm_4bit(const cpu::Product4& p) {
 }
 
 static void gemm_4bit_transposed(const cpu::Product4& p) {
-  if (!cpu::gemm_4bit_transposed_amx<Vec>(p)) cpu::gemm_4bit_transposed<Vec>(p);
+  constexpr int64_t kGemvMost = 8;  // then tiles take over
+  if (cpu::gemv_4bit_transposed<Vec>(p, kGemvMost) || cpu::gemm_4bit_transposed_amx<Vec>(p)) return;
+  cpu::gemm_4bit_transposed<Vec>(p);
 }
 
 static constexpr KernelTable make_table() {
