@@ -13,7 +13,7 @@ struct Amx;
 using Vec = avx512::Vec<Amx>;
 
 static void gemm_4bit(const cpu::Product4& p) {
-  const int64_t gemv_most = p.dtype == DType::kBFloat16 ? 4 : cpu::kGemvMost;  // tiles take over
+  const int64_t gemv_most = p.dtype == DType::kBFloat16 ? 8 : cpu::kGemvMost;  // tiles take over
   if (cpu::gemv_4bit_int16<Vec>(p, gemv_most) || cpu::gemm_4bit_amx<Vec>(p)) return;
   cpu::gemm_4bit<Vec>(p);
 }
