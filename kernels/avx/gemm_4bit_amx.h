@@ -46,8 +46,9 @@ struct Panel {
 static inline Panel panel_for(const Product4& p) {
   if (p.M <= 128) return {32, kMaxDepth};
   const int64_t threads = thread_count();
-  const int64_t panels_per_thread = ceil_div(p.N, threads * 256);
-  return {ceil_div(p.N, threads * panels_per_thread * 32) * 32, kMaxDepth};
+  const int64_t columns = p.end - p.begin;
+  const int64_t panels_per_thread = ceil_div(columns, threads * 256);
+  return {ceil_div(columns, threads * panels_per_thread * 32) * 32, kMaxDepth};
 }
 
 // The activations as B tiles: [M / 16][K / 32][16 pairs][16 rows][2], split like the weight, so
@@ -82,14 +83,14 @@ static inline Workspace<bfloat16> activation_tiles(const Product4& p, int64_t gr
   return tiles;
 }
 
-// Decodes `depth_groups` groups of one row into the row's place in its tiles.
+// Decodes `depth_groups` groups of one row of B into the row's place in its tiles.
 template <class V>
-static inline void decode_panel_row(const Product4& p, int64_t n, int64_t group,
+static inline void decode_panel_row(const Product4& p, int64_t row_of_B, int64_t group,
                                     int64_t depth_groups, bfloat16* tile_row) {
   const Codebook4& book = codebook(p.quant_type);
   const __m512 values = _mm512_loadu_ps(book.values);
   if (groups_are_regular(p)) {
-    const int64_t first = n * (p.K / kGroup) + group;
+    const int64_t first = row_of_B * (p.K / kGroup) + group;
     float scales[kMaxDepth / kGroup];
     group_scales<V>(p.scales, first, depth_groups, scales);
     for (int64_t g = 0; g < depth_groups; ++g) {
@@ -108,8 +109,8 @@ static inline void decode_panel_row(const Product4& p, int64_t n, int64_t group,
   alignas(64) bfloat16 row[kMaxDepth] = {};
   const int64_t begin = group * kGroup;
   const int64_t count = smaller(depth_groups * kGroup, p.K - begin);
-  decode_4bit<V>(p.B, p.scales, V::table16(book.values), book.values, n * p.K + begin,
-                 n * p.K + begin + count, row);
+  const int64_t first = row_of_B * p.K + begin;
+  decode_4bit<V>(p.B, p.scales, V::table16(book.values), book.values, first, first + count, row);
   for (int64_t g = 0; g < depth_groups; ++g) {
     __m512i even, odd;
     split(row + g * kGroup, &even, &odd);
@@ -173,7 +174,7 @@ static inline void multiply_2x1(const bfloat16* W0, const bfloat16* W1, const bf
 static inline void write_tile(const Product4& p, const float* C, int64_t n0, int64_t m0) {
   const auto* bias = static_cast<const bfloat16*>(p.bias);
   auto* out = static_cast<bfloat16*>(p.out);
-  const int64_t columns = smaller(kTile, p.N - n0);
+  const int64_t columns = smaller(kTile, p.end - n0);
   const auto mask = static_cast<__mmask16>((1u << columns) - 1u);
   __m512 offset = _mm512_setzero_ps();
   if (bias != nullptr) {
@@ -198,20 +199,20 @@ static inline void multiply_part(const Product4& p) {
   const int64_t tile_stride = panel.depth_tiles() * kTileElements;  // between two tiles of rows
   const int64_t sums_stride =
       panel.rows / 32 * 4 * kTile * kTile;  // between two pairs of row tiles
-  parallel_for(ceil_div(p.N, panel.rows), 1, [&](int64_t index, int64_t end) {
+  parallel_for(ceil_div(p.end - p.begin, panel.rows), 1, [&](int64_t index, int64_t end) {
     const Tiles tiles;
     const auto decoded = allocate<bfloat16>(panel.rows * panel.depth);
     const auto sums = allocate<float>(row_pairs * sums_stride);
     memset(decoded.get(), 0, panel.rows * panel.depth * sizeof(bfloat16));
     for (; index < end; ++index) {
-      const int64_t n0 = index * panel.rows;
-      const int64_t rows = smaller(panel.rows, p.N - n0);
+      const int64_t n0 = p.begin + index * panel.rows;
+      const int64_t rows = smaller(panel.rows, p.end - n0);
       const int64_t pairs = ceil_div(rows, 2 * kTile);
       for (int64_t group = 0; group < groups; group += panel.depth_groups()) {
         const int64_t depth_groups = smaller(panel.depth_groups(), groups - group);
         for (int64_t r = 0; r < rows; ++r) {
           bfloat16* tile = decoded.get() + r / kTile * tile_stride;
-          decode_panel_row<V>(p, n0 + r, group, depth_groups, tile + r % kTile * 32);
+          decode_panel_row<V>(p, p.first_row + n0 + r, group, depth_groups, tile + r % kTile * 32);
         }
         for (int64_t m = 0; m < row_pairs; ++m) {
           const bfloat16* X0 = activations.get() + (2 * m * groups + group) * 2 * kTileElements;

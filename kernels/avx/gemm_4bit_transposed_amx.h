@@ -34,18 +34,19 @@ static inline Workspace<bfloat16> row_tiles_of(const Product4& p) {
   return tiles;
 }
 
-// Decodes rows n and n + 1 (the second may be missing: zeros) into row `pair` of their tiles.
+// Decodes rows n and n + 1 (the second may be missing: zeros) into a row of their tiles.
 template <class V>
 static inline void decode_row_pair(const Product4& p, int64_t n, int64_t group, int64_t groups,
                                    int64_t group_stride, bfloat16* tiles) {
   const __m512 values = _mm512_loadu_ps(codebook(p.quant_type).values);
   const int64_t row_groups = p.K / kGroup;
   const bool both = n + 1 < p.N;
+  const int64_t start = (p.first_row + n) * row_groups + group;
   float scales[2][kMaxDepth / kGroup] = {};
-  group_scales<V>(p.scales, n * row_groups + group, groups, scales[0]);
-  if (both) group_scales<V>(p.scales, (n + 1) * row_groups + group, groups, scales[1]);
+  group_scales<V>(p.scales, start, groups, scales[0]);
+  if (both) group_scales<V>(p.scales, start + row_groups, groups, scales[1]);
   for (int64_t g = 0; g < groups; ++g) {
-    const uint8_t* first = p.B + (n * row_groups + group + g) * (kGroup / 2);
+    const uint8_t* first = p.B + (start + g) * (kGroup / 2);
     const __m512i codes0 = codes_of(first);
     const __m512i table0 = bf16_table(values, scales[0][g]);
     __m512i even1 = _mm512_setzero_si512(), odd1 = even1;
@@ -90,7 +91,7 @@ static inline void multiply_part_transposed(const Product4& p) {
   const auto rows = row_tiles_of(p);
   const int64_t row_tiles = ceil_div(p.M, kTile), row_pairs = ceil_div(row_tiles, 2);
   const int64_t depth_tiles = ceil_div(p.N, 32);
-  const int64_t groups = p.K / kGroup;
+  const int64_t first_group = p.begin / kGroup, groups = p.end / kGroup - first_group;
   const int64_t threads = thread_count();
   const int64_t most = kMaxDepth / kGroup;  // groups of columns of a panel
   const int64_t panels_per_thread = ceil_div(groups, threads * most);
@@ -104,8 +105,8 @@ static inline void multiply_part_transposed(const Product4& p) {
     const auto sums = allocate<float>(row_pairs * 2 * panel_groups * kGroupTiles * kSums);
     memset(decoded.get(), 0, panel_groups * kGroupTiles * kTileStride * sizeof(bfloat16));
     for (; panel < end; ++panel) {
-      const int64_t group = panel * panel_groups;
-      const int64_t count = smaller(panel_groups, groups - group);
+      const int64_t count = smaller(panel_groups, groups - panel * panel_groups);
+      const int64_t group = first_group + panel * panel_groups;
       for (int64_t t = 0; t < depth_tiles; t += kDepthTiles) {
         const int64_t depth = smaller(kDepthTiles, depth_tiles - t);
         for (int64_t pair = 0; pair < depth * kTile; ++pair) {

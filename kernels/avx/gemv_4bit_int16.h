@@ -97,17 +97,18 @@ static inline void gemv_chunk(const Product4& p, const IntegerRows<V>& A, int64_
   const float* A_scales = A.scales.get() + m0 * groups;
   const __m512i table = integer_table(codebook(p.quant_type));
   const int64_t grain = ceil_div(65536, kGemvRows * p.K);
-  parallel_for(ceil_div(p.N, kGemvRows), grain, [&](int64_t tile, int64_t end) {
+  parallel_for(ceil_div(p.end - p.begin, kGemvRows), grain, [&](int64_t tile, int64_t end) {
     const auto row_scales = allocate<float>(kGemvRows * groups);
     const auto scales = allocate<float>(kM * kGemvRows * groups);
     for (; tile < end; ++tile) {
-      const int64_t n0 = tile * kGemvRows;
-      const int64_t last = smaller(kGemvRows, p.N - n0) - 1;
-      group_scales<V>(p.scales, n0 * groups, (last + 1) * groups, row_scales.get());
+      const int64_t n0 = p.begin + tile * kGemvRows;
+      const int64_t last = smaller(kGemvRows, p.end - n0) - 1;
+      const int64_t first = p.first_row + n0;  // in B
+      group_scales<V>(p.scales, first * groups, (last + 1) * groups, row_scales.get());
       const uint8_t* rows[kGemvRows];
       for (int64_t r = 0; r < kGemvRows; ++r) {  // rows beyond the last repeat it
         const int64_t row = smaller(r, last);
-        rows[r] = p.B + (n0 + row) * (p.K / 2);
+        rows[r] = p.B + (first + row) * (p.K / 2);
         for (int m = 0; m < kM; ++m) {
           float* products = scales.get() + (m * kGemvRows + r) * groups;
           for (int64_t g = 0; g < groups; ++g) {
@@ -118,7 +119,7 @@ static inline void gemv_chunk(const Product4& p, const IntegerRows<V>& A, int64_
       float sums[kM][kGemvRows];
       gemv_rows<V, kM>(A.values.get() + m0 * p.K, groups, rows, scales.get(), table, sums);
       for (int m = 0; m < kM; ++m) {
-        for (int64_t n = n0; n < smaller(n0 + kGemvRows, p.N); ++n) {
+        for (int64_t n = n0; n < smaller(n0 + kGemvRows, p.end); ++n) {
           const float offset = bias == nullptr ? 0.0f : to_float(bias[n]);
           from_float(sums[m][n - n0] + offset, out + m * p.N + n);
         }

@@ -11,21 +11,14 @@ namespace amx {
 struct Amx;
 using Vec = avx512::Vec<Amx>;
 
-static void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
-                      const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
-                      Stream stream) {
-  const cpu::Product4 product{A, dtype, M, N, K, B, scales, quant_type, bias, out};
-  const int64_t gemv_most = dtype == DType::kBFloat16 ? 4 : cpu::kGemvMost;  // tiles take over
-  if (cpu::gemv_4bit_int16<Vec>(product, gemv_most) || cpu::gemm_4bit_amx<Vec>(product)) return;
-  cpu::gemm_4bit<Vec>(A, dtype, M, N, K, B, scales, quant_type, bias, out, stream);
+static void gemm_4bit(const cpu::Product4& p) {
+  const int64_t gemv_most = p.dtype == DType::kBFloat16 ? 4 : cpu::kGemvMost;  // tiles take over
+  if (cpu::gemv_4bit_int16<Vec>(p, gemv_most) || cpu::gemm_4bit_amx<Vec>(p)) return;
+  cpu::gemm_4bit<Vec>(p);
 }
 
-static void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
-                                 const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                                 void* out, Stream stream) {
-  const cpu::Product4 product{A, dtype, M, N, K, B, scales, quant_type, nullptr, out};
-  if (cpu::gemm_4bit_transposed_amx<Vec>(product)) return;
-  cpu::gemm_4bit_transposed<Vec>(A, dtype, M, N, K, B, scales, quant_type, out, stream);
+static void gemm_4bit_transposed(const cpu::Product4& p) {
+  if (!cpu::gemm_4bit_transposed_amx<Vec>(p)) cpu::gemm_4bit_transposed<Vec>(p);
 }
 
 static constexpr KernelTable make_table() {

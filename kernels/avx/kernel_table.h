@@ -1,6 +1,7 @@
 // The kernels of one instruction set, as a table that the dispatcher can point to.
 #pragma once
 
+#include "avx/product_4bit.h"
 #include "bnbx/kernels.h"
 
 namespace bnbx {
@@ -8,8 +9,8 @@ namespace bnbx {
 struct KernelTable {
   decltype(&bnbx::quantize_4bit) quantize_4bit;
   decltype(&bnbx::dequantize_4bit) dequantize_4bit;
-  decltype(&bnbx::gemm_4bit) gemm_4bit;
-  decltype(&bnbx::gemm_4bit_transposed) gemm_4bit_transposed;
+  void (*gemm_4bit)(const cpu::Product4&);
+  void (*gemm_4bit_transposed)(const cpu::Product4&);
   decltype(&bnbx::quantize_blockwise) quantize_blockwise;
   decltype(&bnbx::dequantize_blockwise) dequantize_blockwise;
   decltype(&bnbx::int8_vectorwise_quant) int8_vectorwise_quant;

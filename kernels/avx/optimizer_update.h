@@ -19,6 +19,9 @@
 
 namespace bnbx::cpu {
 
+// How far ahead memory is asked for, in elements: while a block is encoded nothing is read.
+static constexpr int64_t kAhead = 2 * kOptimizerBlocksize;
+
 // The parameters of a call in chunks, the unit of work of a thread.
 class Chunks {
  public:
@@ -136,8 +139,7 @@ static Block open_block(const ParameterUpdate& u, int states, int64_t start, int
     if constexpr (States::kCodes) {
       const uint8_t* codes = States::codes(u, k, start);
       const int64_t bytes = States::bytes(n);
-      for (int64_t i = 0; i < bytes; i += 64)
-        prefetch(codes + i + States::bytes(States::kBlocksize));
+      for (int64_t i = 0; i < bytes; i += 64) prefetch(codes + i + States::bytes(kAhead));
       if (n % V::kWidth != 0) {
         memcpy(buffers.codes[k], codes, bytes);
         memset(buffers.codes[k] + bytes, 0, V::kWidth);
@@ -185,6 +187,7 @@ static inline void update_block(const Rule rule, const Hyperparameters& hyperpar
                                 float* absmax) {
   constexpr bool kCodes = !std::is_same_v<Decoder, FloatStates>;
   using F32 = typename V::F32;
+  using F = std::conditional_t<kCodes, typename V::Fused, F32>;
   const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
   const F32 decay(rule.decay), step_size(rule.step_size * scale);
   const bool skip_zeros = hyperparameters.skip_zeros;
@@ -193,14 +196,14 @@ static inline void update_block(const Rule rule, const Hyperparameters& hyperpar
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     const F32 p = V::load(block.p + i);
-    if constexpr (kCodes) {  // while codes are made, nothing else would be read
-      prefetch(block.g + i + kOptimizerBlocksize);
-      prefetch(block.p + i + kOptimizerBlocksize);
+    if constexpr (kCodes) {
+      prefetch(block.g + i + kAhead);
+      prefetch(block.p + i + kAhead);
     }
-    F32 old[Rule::kStates], states[Rule::kStates];
+    F old[Rule::kStates], states[Rule::kStates];
     for (int k = 0; k < Rule::kStates; ++k) old[k] = states[k] = state_of<V>(decode, block, k, i);
-    const F32 direction = rule(g, p, states);
-    F32 new_p = p * decay - direction * step_size;
+    const F direction = rule(F(g), F(p), states);
+    F32 new_p = F(p) * F(decay) - direction * F(step_size);
     if (skip_zeros) {
       new_p = V::where_zero(g, p, new_p);
       for (int k = 0; k < Rule::kStates; ++k) states[k] = V::where_zero(g, old[k], states[k]);
@@ -212,10 +215,13 @@ static inline void update_block(const Rule rule, const Hyperparameters& hyperpar
     }
   }
   if constexpr (kCodes) {
-    for (int k = 0; k < Rule::kStates; ++k) {
-      absmax[k] = n % V::kWidth == 0 ? finite_magnitude<V>(magnitudes[k])
-                                     : finite_absmax<V>(block.states[k], n);
-    }
+    const auto magnitude_of = [&](int k) {
+      return n % V::kWidth == 0 ? finite_magnitude<V>(magnitudes[k])
+                                : finite_absmax<V>(block.states[k], n);
+    };
+    absmax[0] = magnitude_of(0);  // a loop would keep the magnitudes in memory
+    if constexpr (Rule::kStates > 1) absmax[1] = magnitude_of(1);
+    if constexpr (Rule::kStates > 2) absmax[2] = magnitude_of(2);
   }
 }
 

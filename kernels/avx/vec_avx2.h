@@ -47,6 +47,7 @@ static inline F32 sign(F32 a) {
 
 struct Vec {
   using F32 = avx2::F32;
+  using Fused = F32;
   using I32 = avx2::I32;
   static constexpr int kWidth = 8;
   static constexpr int kTileRows = 2;

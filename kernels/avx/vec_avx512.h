@@ -45,11 +45,33 @@ static inline F32 sign(F32 a) {
   return _mm512_mask_or_ps(a.v, signed_lanes, bit, _mm512_set1_ps(1.0f));
 }
 
+// Floats whose products are added without rounding them first, in one instruction.
+struct Fused : F32 {
+  Fused() = default;
+  Fused(F32 x) : F32(x) {}  // NOLINT(google-explicit-constructor)
+  explicit Fused(float x) : F32(x) {}
+};
+struct Product {
+  F32 a, b;
+  operator Fused() const { return F32(_mm512_mul_ps(a.v, b.v)); }  // NOLINT(*-explicit-*)
+};
+
+static inline Product operator*(Fused a, Fused b) { return {a, b}; }
+static inline Product operator*(F32 a, Fused b) { return {a, b}; }
+static inline Product operator*(Product a, Fused b) { return {Fused(a), b}; }
+static inline F32 operator+(Fused a, Product b) { return _mm512_fmadd_ps(b.a.v, b.b.v, a.v); }
+static inline F32 operator+(Product a, Fused b) { return b + a; }
+static inline F32 operator+(Product a, Product b) { return Fused(b) + a; }
+static inline F32 operator-(Product a, Product b) {
+  return _mm512_fnmadd_ps(b.a.v, b.b.v, Fused(a).v);
+}
+
 // `Isa` only gives the functions a name of their own for each file that is compiled with other
 // flags.
 template <class Isa>
 struct Vec {
   using F32 = avx512::F32;
+  using Fused = avx512::Fused;
   using I32 = avx512::I32;
   static constexpr int kWidth = 16;
   static constexpr int kTileRows = 4;
@@ -119,12 +141,20 @@ struct Vec {
         _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
 
-  // Onto zeros: onto an undefined register, each gather would wait for what was there before.
   static F32 gather(const float* base, I32 index) {
-    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, index.v, base, 4);
+    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), all_lanes(), index.v, base, 4);
   }
   static I32 gather(const int32_t* base, I32 index) {
-    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xffff, index.v, base, 4);
+    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all_lanes(), index.v, base, 4);
+  }
+  // A compiler that knew that all lanes are gathered would let them be written onto any register,
+  // and each gather would wait for what was in there before.
+  static __mmask16 all_lanes() {
+    __mmask16 lanes = 0xffff;
+#ifdef __GNUC__
+    __asm__("" : "+Yk"(lanes));
+#endif
+    return lanes;
   }
 
   static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }

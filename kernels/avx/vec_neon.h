@@ -74,6 +74,7 @@ static inline F32 sign(F32 a) { return {sign(a.low), sign(a.high)}; }
 template <class Isa>
 struct Vec {
   using F32 = neon::F32;
+  using Fused = F32;
   using I32 = neon::I32;
   static constexpr int kWidth = 8;
   // With four rows of B: 16 of the 32 registers for sums, 8 for B, 2 for A.

@@ -89,6 +89,8 @@ static inline F32 sign(F32 a) {
 
 struct Vec {
   using F32 = scalar::F32;
+  // Floats whose products may be added without rounding them first.
+  using Fused = F32;
   using I32 = scalar::I32;
   static constexpr int kWidth = 8;
   // Rows of A that a product holds in registers at a time, with four rows of B.

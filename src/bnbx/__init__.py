@@ -5,7 +5,7 @@ The names are those of bitsandbytes: ``import bnbx as bnb``.
 
 import bnbx.backends  # noqa: F401 (registers the kernels before anything can call them)
 from bnbx import functional, nn, optim, utils
-from bnbx.autograd import MatmulLtState, matmul, matmul_4bit
+from bnbx.autograd import MatmulLtState, matmul, matmul_4bit, matmul_4bit_grouped
 from bnbx.quantize import QuantizationReport, dequantize_, quantize_
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "functional",
     "matmul",
     "matmul_4bit",
+    "matmul_4bit_grouped",
     "nn",
     "optim",
     "quantize_",

@@ -1,4 +1,6 @@
-// quantize_4bit, dequantize_4bit and gemm_4bit.
+// quantize_4bit, dequantize_4bit and the products with 4-bit weights.
+#include <numeric>
+
 #include "check.h"
 
 namespace bnbx::test {
@@ -145,6 +147,37 @@ void test_products(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t n
   test_gemm_transposed<T>(M, N, K, blocksize, nested_blocksize, quant_type);
 }
 
+// A stack of weights: each expert's rows have the bits that its product alone gives them. The
+// blocks are those of the stack, so an expert's product alone needs them to begin with it.
+template <class T>
+void test_grouped(const std::vector<int64_t>& rows, int64_t N, int64_t K, QuantType quant_type) {
+  const int64_t E = static_cast<int64_t>(rows.size());
+  const int64_t M = std::accumulate(rows.begin(), rows.end(), int64_t{0});
+  const Weight stack(E * N, K, 64, 0);
+  const auto A = random_normal<T>(M * K), A_transposed = random_normal<T>(M * N);
+  const auto bias = random_normal<T>(E * N);
+  std::vector<T> out(M * N), alone(M * N), transposed(M * K), transposed_alone(M * K);
+  std::vector<int64_t> ends(rows.size());
+  std::partial_sum(rows.begin(), rows.end(), ends.begin());
+  gemm_4bit_grouped(A.data(), dtype_of<T>(), ends.data(), E, N, K, stack.packed.data(),
+                    stack.scales, quant_type, bias.data(), out.data(), nullptr);
+  gemm_4bit_grouped_transposed(A_transposed.data(), dtype_of<T>(), ends.data(), E, N, K,
+                               stack.packed.data(), stack.scales, quant_type, transposed.data(),
+                               nullptr);
+  for (int64_t e = 0; e < E; ++e) {
+    const int64_t first = ends[e] - rows[e];
+    BlockScales scales = stack.scales;
+    scales.absmax += e * N * K / 64;
+    const uint8_t* B = stack.packed.data() + e * N * K / 2;
+    gemm_4bit(A.data() + first * K, dtype_of<T>(), rows[e], N, K, B, scales, quant_type,
+              bias.data() + e * N, alone.data() + first * N, nullptr);
+    gemm_4bit_transposed(A_transposed.data() + first * N, dtype_of<T>(), rows[e], N, K, B, scales,
+                         quant_type, transposed_alone.data() + first * K, nullptr);
+  }
+  for (int64_t i = 0; i < M * N; ++i) CHECK(number(out[i]) == number(alone[i]));
+  for (int64_t i = 0; i < M * K; ++i) CHECK(number(transposed[i]) == number(transposed_alone[i]));
+}
+
 // A NaN among the activations takes the outputs of its row, a NaN among the scales, here the last,
 // those of its column; the rest is as without them.
 template <class T>
@@ -183,6 +216,11 @@ void test_all() {
       for (int64_t M : {1, 2, 3, 4, 17}) test_products<T>(M, 7, 192, 64, 5, quant_type);
       for (int64_t N : {0, 1, 4, 33}) test_products<T>(3, N, 129, 32, 256, quant_type);
       for (int64_t K : {0, 1, 31, 64, 1027}) test_products<T>(2, 5, K, 64, 3, quant_type);
+      for (int64_t K : {64, 192, 130}) {
+        test_grouped<T>({}, 32, K, quant_type);
+        test_grouped<T>({1, 0, 3, 5, 0}, 32, K, quant_type);
+        test_grouped<T>({0, 33, 2}, 160, K, quant_type);
+      }
       test_products<T>(33, 65, 300, 128, 0, quant_type);
       test_products<T>(17, 290, 64, 64, 256, quant_type);
       test_products<T>(130, 33, 320, 128, 0, quant_type);

@@ -53,12 +53,16 @@ def _every_call(M: int, N: int, K: int, dtype: torch.dtype) -> dict[str, dict[st
         "absmax_offset": offset,
         "absmax_blocksize": 256,
     }
+    grouped_4bit = {**nested_4bit, "shapeB": [1, N, K], "offsets": torch.tensor([M])}
     return {
         "quantize_4bit": {"A": W.to(dtype), **of_4bit, "quant_storage": torch.uint8},
         "dequantize_4bit": decode_4bit,
         "dequantize_4bit.out": {**decode_4bit, "out": W.to(dtype)},
         "gemm_4bit": {"A": A, **nested_4bit, "bias": bias},
         "gemm_4bit_transposed": {"A": torch.randn(M, N).to(dtype), **nested_4bit},
+        # A stack of one weight, which is why the other arguments are the same.
+        "gemm_4bit_grouped": {"A": A, **grouped_4bit, "bias": bias.unsqueeze(0)},
+        "gemm_4bit_grouped_transposed": {"A": torch.randn(M, N).to(dtype), **grouped_4bit},
         "quantize_blockwise": {"A": W.to(dtype), "code": SIGNED, "blocksize": 256},
         "dequantize_blockwise": decode_8bit,
         "dequantize_blockwise.out": {**decode_8bit, "out": W.to(dtype)},

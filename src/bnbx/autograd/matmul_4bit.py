@@ -45,15 +45,23 @@ def _product(
 class _MatMul4Bit(torch.autograd.Function):
     """Keeps the packed weight, not the decoded one, between forward and backward."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any, A: Tensor, B: Tensor, bias: Tensor | None, state: QuantState, transposed: bool
+        A: Tensor, B: Tensor, bias: Tensor | None, state: QuantState, transposed: bool
     ) -> Tensor:
-        ctx.save_for_backward(B)
-        ctx.state = state
-        ctx.transposed = transposed
-        ctx.bias_dtype = None if bias is None else bias.dtype
         return _product(A, B, state, bias, transposed)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any,
+        inputs: tuple[Tensor, Tensor, Tensor | None, QuantState, bool],
+        output: Tensor,  # noqa: ARG004
+    ) -> None:
+        _, B, bias, ctx.state, ctx.transposed = inputs
+        ctx.save_for_backward(B)
+        ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
     def backward(

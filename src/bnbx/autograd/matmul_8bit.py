@@ -27,45 +27,61 @@ class MatmulLtState:
         Columns of the input with a magnitude of at least this stay in 16 bit; none at 0.
     has_fp16_weights
         Whether the weight given to ``matmul`` is the master copy, quantized anew in each call.
-    is_training, force_no_igemmlt, use_pool, outlier_pool, idx, SB, CxB
+    is_training, use_pool, CxB and all others
         Other libraries set and read them; the product does not depend on them.
     """
 
+    # The order up to idx is that of bitsandbytes.
     force_no_igemmlt: bool = False
     CB: Tensor | None = None
-    CxB: Tensor | None = None
     SB: Tensor | None = None
     SCB: Tensor | None = None
+    SBt: Tensor | None = None
+    CBt: Tensor | None = None
+    subB: Tensor | None = None  # noqa: N815 (a foreign name)
     outlier_pool: Any = None
-    threshold: float = 0.0
     idx: Tensor | None = None
+    threshold: float = 0.0
     is_training: bool = True
     has_fp16_weights: bool = True
     use_pool: bool = False
+    has_accumulated_gradients: bool = False
+    CxB: Tensor | None = None
+    CxBt: Tensor | None = None
+    formatB: str | None = None  # noqa: N815 (a foreign name)
 
     def reset_grads(self) -> None:
         """Forget the weight; the next product quantizes it again."""
-        self.CB = self.CxB = self.SB = self.SCB = None
+        self.CB = self.CBt = self.CxB = self.CxBt = self.SB = self.SBt = self.SCB = None
 
 
 class _MatMul8bitLt(torch.autograd.Function):
     """Straight-through gradients: those of the product with the decoded weight."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        ctx: Any,
         A: Tensor,
-        B: Tensor | None,
+        B: Tensor | None,  # noqa: ARG004 (it has a gradient, and its codes are CB)
         bias: Tensor | None,
         CB: Tensor,
         SCB: Tensor,
         threshold: float,
     ) -> Tensor:
+        result: Tensor = _int8_linear(A, CB, SCB, threshold, bias)
+        return result
+
+    @staticmethod
+    def setup_context(
+        ctx: Any,
+        inputs: tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor, float],
+        output: Tensor,  # noqa: ARG004
+    ) -> None:
+        A, B, bias, CB, SCB, _ = inputs
         ctx.save_for_backward(CB, SCB, A if ctx.needs_input_grad[1] else None)
         ctx.dtype_B = None if B is None else B.dtype
         ctx.bias_dtype = None if bias is None else bias.dtype
-        result: Tensor = _int8_linear(A, CB, SCB, threshold, bias)
-        return result
 
     @staticmethod
     def backward(
@@ -95,6 +111,28 @@ def _quantized(B: Tensor, state: MatmulLtState) -> tuple[Tensor, Tensor]:
     if not state.has_fp16_weights:
         state.CB, state.SCB = CB, SCB
     return CB, SCB
+
+
+def product(
+    A: Tensor,
+    weight: Tensor | None,
+    CB: Tensor,
+    SCB: Tensor,
+    threshold: float,
+    bias: Tensor | None,
+) -> Tensor:
+    """Return ``A @ W.T + bias`` with W's codes and scales; ``weight`` is W if it is trained."""
+    wants_gradient = (
+        A.requires_grad
+        or (bias is not None and bias.requires_grad)
+        or (weight is not None and weight.requires_grad)
+    )
+    result: Tensor
+    if wants_gradient and torch.is_grad_enabled():
+        result = _MatMul8bitLt.apply(A, weight, bias, CB, SCB, threshold)  # type: ignore[no-untyped-call]
+    else:
+        result = _int8_linear(A, CB, SCB, threshold, bias)
+    return result
 
 
 def matmul(
@@ -145,14 +183,5 @@ def matmul(
         state.threshold = threshold
     CB, SCB = _quantized(B, state)
     weight = B if state.has_fp16_weights else None  # an int8 weight gets no gradient
-    wants_gradient = (
-        A.requires_grad
-        or (bias is not None and bias.requires_grad)
-        or (weight is not None and weight.requires_grad)
-    )
-    result: Tensor
-    if wants_gradient and torch.is_grad_enabled():
-        result = _MatMul8bitLt.apply(A, weight, bias, CB, SCB, state.threshold)  # type: ignore[no-untyped-call]
-    else:
-        result = _int8_linear(A, CB, SCB, state.threshold, bias)
+    result = product(A, weight, CB, SCB, state.threshold, bias)
     return result if out is None else into("out", out, result)

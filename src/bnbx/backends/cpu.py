@@ -8,12 +8,14 @@ product to the BLAS of torch.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bnbx.backends.native import NativeBackend
+from bnbx.backends.native_grouped import NativeGroupedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +29,8 @@ _MANY_ROWS = {torch.float32: 192, torch.float16: 65, torch.bfloat16: 65}
 _SLICE_BYTES = 16 << 20
 
 
-class CpuBackend(NativeBackend):
-    """``NativeBackend`` with products of many rows through BLAS where the kernels have no tiles."""
+class CpuBackend(NativeGroupedBackend):
+    """The native backend; products of many rows go through BLAS where the kernels have no tiles."""
 
     def __init__(self, ext: ModuleType) -> None:
         super().__init__(ext, lambda _: 0)
@@ -50,16 +52,49 @@ class CpuBackend(NativeBackend):
             call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
             return super()._multiply_4bit(out, *call, transposed=transposed)
         decode = self._decoder(B, self._scales(absmax, *nested), blocksize, quant_type)
-        rows = A.reshape(-1, A.shape[-1]).float()
-        sums = rows.new_zeros(len(rows), shapeB[1 if transposed else 0])
-        for start, stop, part in _slices(shapeB, blocksize, decode):
-            if transposed:
-                torch.addmm(sums, rows[:, start:stop], part, out=sums)
-            else:
-                torch.mm(rows, part.t(), out=sums[:, start:stop])
-        if bias is not None:
-            sums += bias
-        return out.copy_(sums.view(out.shape))
+        slices = _slices(shapeB, blocksize, decode)
+        return _multiply_slices(out, A, shapeB, slices, bias, transposed=transposed)
+
+    def _multiply_grouped(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        ends: list[int],
+        bias: Tensor | None = None,
+        *nested: Any,
+        transposed: bool = False,
+    ) -> Tensor:
+        weights = (B, shapeB, absmax, blocksize, quant_type)
+        kernel: Any = functools.partial(super()._multiply_grouped, transposed=transposed)
+        rows = [end - begin for begin, end in itertools.pairwise([0, *ends])]
+        most, size = max(rows, default=0), shapeB[1] * shapeB[2]
+        # A slice of the weight must begin with a block.
+        if size % blocksize or not self._is_for_blas(A[:most], B):
+            kernel(out, A, *weights, ends, bias, *nested)
+            return out
+        decode = self._decoder(B, self._scales(absmax, *nested), blocksize, quant_type)
+        begin = 0
+        is_many = [count >= _MANY_ROWS[A.dtype] for count in rows]
+        for many, group in itertools.groupby(range(len(rows)), is_many.__getitem__):
+            experts = list(group)
+            if not many:
+                end = ends[experts[-1]]
+                own = [min(max(e, begin), end) - begin for e in ends]  # no rows for the others
+                kernel(out[begin:end], A[begin:end], *weights, own, bias, *nested)
+                begin = end
+                continue
+            for e in experts:
+                slices = _slices(shapeB[1:], blocksize, decode, e * size)
+                part = out[begin : ends[e]], A[begin : ends[e]]
+                bias_e = None if bias is None else bias[e]
+                _multiply_slices(*part, shapeB[1:], slices, bias_e, transposed=transposed)
+                begin = ends[e]
+        return out
 
     def _is_for_blas(self, A: Tensor, B: Tensor) -> bool:
         if A.numel() < _MANY_ROWS[A.dtype] * A.shape[-1] or B.numel() == 0:
@@ -93,10 +128,35 @@ class CpuBackend(NativeBackend):
         return decode
 
 
+def _multiply_slices(
+    out: Tensor,
+    A: Tensor,
+    shapeB: Sequence[int],
+    slices: Iterator[tuple[int, int, Tensor]],
+    bias: Tensor | None,
+    *,
+    transposed: bool,
+) -> Tensor:
+    """Multiply with the slices of a weight in float32."""
+    rows = A.reshape(-1, A.shape[-1]).float()
+    sums = rows.new_zeros(len(rows), shapeB[1 if transposed else 0])
+    for start, stop, part in slices:
+        if transposed:
+            torch.addmm(sums, rows[:, start:stop], part, out=sums)
+        else:
+            torch.mm(rows, part.t(), out=sums[:, start:stop])
+    if bias is not None:
+        sums += bias
+    return out.copy_(sums.view(out.shape))
+
+
 def _slices(
-    shapeB: Sequence[int], blocksize: int, decode: Decode
+    shapeB: Sequence[int], blocksize: int, decode: Decode, first: int = 0
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield rows of a weight, from the first to before the second, and their values."""
+    """Yield rows of a weight, from the first to before the second, and their values.
+
+    ``first`` is the element that the weight begins with, in a stack of weights.
+    """
     N, K = shapeB
     # A multiple of blocksize, so that each slice begins with a block and with a byte.
     step = max(1, _SLICE_BYTES // (4 * K * blocksize)) * blocksize
@@ -104,5 +164,5 @@ def _slices(
     for start in range(0, N, step):
         stop = min(start + step, N)
         part = values[: stop - start]
-        decode(part, start * K, stop * K)
+        decode(part, first + start * K, first + stop * K)
         yield start, stop, part

@@ -16,7 +16,7 @@ from bnbx.backends.reference_rounding import rounded_stochastically, with_rest
 from bnbx.backends.reference_rules import Constants, update
 from bnbx.codebooks import get_4bit_type
 from bnbx.ops import OPTIMIZER_BLOCKSIZES, OPTIMIZERS, RULES, packed_bytes
-from bnbx.ops.checks import check_ascending
+from bnbx.ops.checks import check_ascending, read_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,6 +143,53 @@ def gemm_4bit_transposed(
     nested = (absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
     scales = _scales(absmax, *nested)
     return A @ dequantize_4bit(B, scales, blocksize, quant_type, shapeB, A.dtype)
+
+
+def gemm_4bit_grouped(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    scales = _scales(absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    weights = dequantize_4bit(B, scales, blocksize, quant_type, shapeB, A.dtype)
+    return _grouped(A, weights, offsets, bias)
+
+
+def gemm_4bit_grouped_transposed(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    offsets: Tensor,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    scales = _scales(absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    weights = dequantize_4bit(B, scales, blocksize, quant_type, shapeB, A.dtype)
+    return _grouped(A, weights.mT, offsets, None)
+
+
+def _grouped(A: Tensor, weights: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+    out = A.new_zeros(A.shape[0], weights.shape[1])
+    begin = 0
+    for e, end in enumerate(read_offsets(offsets, A.shape[0])):
+        bias_e = None if bias is None else bias[e]
+        out[begin:end] = torch.nn.functional.linear(A[begin:end], weights[e], bias_e)
+        begin = end
+    return out
 
 
 def _scales(

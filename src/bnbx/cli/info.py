@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +12,21 @@ import torch
 import bnbx
 from bnbx import ops
 from bnbx.backends import BACKENDS
+
+if TYPE_CHECKING:
+    import argparse
+
+HELP = "versions, backends and operations (the default)"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare no arguments."""
+
+
+def run(_options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return the report, and as text."""
+    report = collect()
+    return report, render(report)
 
 
 def collect() -> dict[str, Any]:

@@ -19,6 +19,8 @@ NESTED_BLOCKSIZE = 256
 # The dispatcher takes a shape as a list in half the time that it needs for a torch.Size.
 _gemm_4bit = torch.ops.bnbx.gemm_4bit.default
 _gemm_4bit_transposed = torch.ops.bnbx.gemm_4bit_transposed.default
+_gemm_4bit_grouped = torch.ops.bnbx.gemm_4bit_grouped.default
+_gemm_4bit_grouped_transposed = torch.ops.bnbx.gemm_4bit_grouped_transposed.default
 
 
 def quantize_4bit(
@@ -243,6 +245,58 @@ def gemm_4bit_transposed(A: Tensor, B: Tensor, state: QuantState) -> Tensor:
     shape, (absmax, *nested) = [*state.shape], kernel_scales(state)
     result: Tensor = _gemm_4bit_transposed(
         A, B, shape, absmax, state.blocksize, state.quant_type, *nested
+    )
+    return result
+
+
+def gemm_4bit_grouped(
+    A: Tensor, B: Tensor, state: QuantState, offsets: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Multiply each group of rows with a 4-bit weight of its own, without gradients.
+
+    Parameters
+    ----------
+    A
+        float32, float16 or bfloat16 of shape ``(T, K)``, the rows of the first weight first.
+    B
+        The packed weights, in any shape.
+    state
+        Their state, of shape ``(E, N, K)``; nested or not.
+    offsets
+        int32 or int64 of shape ``(E,)``, ascending: the row behind the last one of each weight.
+    bias
+        Of shape ``(E, N)`` and A's dtype.
+
+    Returns
+    -------
+    torch.Tensor
+        Of shape ``(T, N)`` and A's dtype: ``A[i] @ W[e].T + bias[e]`` for the rows ``i`` of weight
+        ``e``, zeros for rows behind those of the last weight.
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices do not fit together, or if offsets are not ascending numbers
+        from 0 to T.
+    """
+    shape, (absmax, *nested) = [*state.shape], kernel_scales(state)
+    result: Tensor = _gemm_4bit_grouped(
+        A, B, shape, absmax, state.blocksize, state.quant_type, offsets, bias, *nested
+    )
+    return result
+
+
+def gemm_4bit_grouped_transposed(
+    A: Tensor, B: Tensor, state: QuantState, offsets: Tensor
+) -> Tensor:
+    """Multiply each group of rows with a 4-bit weight of its own: ``A[i] @ W[e]``.
+
+    As ``gemm_4bit_grouped``, of which it is the gradient for A, but A is ``(T, N)`` and the result
+    ``(T, K)``; there is no bias.
+    """
+    shape, (absmax, *nested) = [*state.shape], kernel_scales(state)
+    result: Tensor = _gemm_4bit_grouped_transposed(
+        A, B, shape, absmax, state.blocksize, state.quant_type, offsets, *nested
     )
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bnbx.nn import modules
 from bnbx.nn.embedding import Embedding, StableEmbedding
 from bnbx.nn.embedding_quantized import Embedding4bit, Embedding8bit, EmbeddingFP4, EmbeddingNF4
 from bnbx.nn.int8params import Int8Params
@@ -24,4 +25,5 @@ __all__ = [
     "OutlierAwareLinear",
     "Params4bit",
     "StableEmbedding",
+    "modules",
 ]

@@ -208,15 +208,25 @@ class Embedding8bit(Module8bit, torch.nn.Embedding):
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype)
         self.dtype = self.weight.dtype
+        self._kept_scales: Tensor | None = None
         self.weight = Int8Params(self.weight.data, requires_grad=False, has_fp16_weights=False)
 
     def _weight_shape(self) -> tuple[int, int]:
         return self.num_embeddings, self.embedding_dim
 
+    def _adopt_weight(self) -> None:
+        weight = self._parameters.get("weight")
+        if isinstance(weight, Int8Params):
+            self._kept_scales = weight.SCB
+
+    def _scales(self) -> Tensor | None:
+        weight = self._parameter("weight")
+        return weight.SCB if isinstance(weight, Int8Params) else self._kept_scales
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
-        weight = self.weight
-        scales = self._scales()
-        if scales is None or not isinstance(weight, Int8Params):
+        weight, scales = self._parameter("weight"), self._scales()
+        if scales is None:
             raise self._not_quantized()
-        rows = _lookup(input, weight.plain())
+        codes = weight.plain() if isinstance(weight, Int8Params) else weight
+        rows = _lookup(input, codes)
         return int8_vectorwise_dequant(rows, scales[input].view(-1)).to(self.dtype)

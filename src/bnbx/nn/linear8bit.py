@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bnbx.autograd import MatmulLtState, matmul
+from bnbx.autograd.matmul_8bit import product
 from bnbx.nn.int8params import Int8Params
 from bnbx.nn.module8bit import Module8bit
 
@@ -111,7 +112,10 @@ class Linear8bitLt(Module8bit, torch.nn.Linear):
             state.SCB is not weight.SCB or state.CB is not weight.CB
         ):
             self._adopt_weight()
-        if self._scales() is None:
+        codes = weight.plain() if isinstance(weight, Int8Params) else weight
+        bias, scales = self._parameter("bias"), self._scales()
+        if scales is None or codes.dtype != torch.int8:
             # Quantized for this product alone: the state is for a weight that stays quantized.
-            state = MatmulLtState(threshold=state.threshold)
-        return matmul(x, weight, None, state, 0.0, self._parameter("bias"))
+            return matmul(x, weight, None, MatmulLtState(threshold=state.threshold), 0.0, bias)
+        # Not by way of the state, whose view of the codes an exported program would hold as well.
+        return product(x, None, codes, scales, state.threshold, bias)

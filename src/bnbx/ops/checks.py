@@ -129,6 +129,20 @@ def check_ascending(argument: str, code: Tensor) -> None:
         )
 
 
+def read_offsets(offsets: Tensor, rows: int) -> list[int]:
+    """Return the rows at which groups end; reads them, so contracts do not call it.
+
+    Raise unless they are ascending and from 0 to the number of rows.
+    """
+    ends: list[int] = offsets.tolist()
+    before = 0
+    for end in ends:
+        if not before <= end <= rows:
+            raise error("offsets", f"ascending numbers from 0 to {rows}, A's rows", ends)
+        before = end
+    return ends
+
+
 def check_packed_4bit(argument: str, packed: Tensor, numel: int) -> None:
     """Raise unless the tensor holds the packed codes of ``numel`` elements."""
     got, expected = packed.numel() * packed.element_size(), packed_bytes(numel)

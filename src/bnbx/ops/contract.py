@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,14 @@ CONTRACTS: dict[str, Callable[..., Any]] = {}
 
 
 def operation(
-    schema: str, fake: Callable[..., Any] | None = None
+    schema: str,
+    fake: Callable[..., Any] | None = None,
+    vmap: Callable[..., tuple[Any, Any]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Define ``bnbx::<schema>`` with the decorated function as its contract.
 
     The contract is the fake kernel too, unless ``fake`` is given, for outputs sized by the data.
+    ``vmap`` is one of the rules in ``batching``, which get the operation before torch's arguments.
     That its tensors are on one device is checked here and in ``register``, not by the contract.
     """
 
@@ -31,6 +35,9 @@ def operation(
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         checked = _on_one_device(fake or contract)
         torch.library.register_fake(f"bnbx::{name}", checked, lib=LIBRARY)
+        if vmap is not None:
+            rule = functools.partial(vmap, getattr(torch.ops.bnbx, name).default)
+            torch.library.register_vmap(f"bnbx::{name}", rule, lib=LIBRARY)
         CONTRACTS[name] = contract
         return contract
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bnbx.ops.batching import rows_at_once
 from bnbx.ops.checks import (
     FLOAT_DTYPES,
     STORAGE_DTYPES,
@@ -20,6 +21,7 @@ from bnbx.ops.checks import (
     check_output_dtype,
     check_packed_4bit,
     check_positive,
+    check_shape,
     check_vector,
     packed_bytes,
 )
@@ -103,7 +105,8 @@ def dequantize_4bit_out(
 @operation(
     "gemm_4bit(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, str quant_type, "
     "Tensor? bias=None, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
-    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor",
+    vmap=rows_at_once,
 )
 def gemm_4bit(
     A: Tensor,
@@ -139,7 +142,8 @@ def gemm_4bit(
 @operation(
     "gemm_4bit_transposed(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, "
     "str quant_type, Tensor? absmax_8bit=None, Tensor? absmax_code=None, "
-    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+    "Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor",
+    vmap=rows_at_once,
 )
 def gemm_4bit_transposed(
     A: Tensor,
@@ -163,6 +167,88 @@ def gemm_4bit_transposed(
     _check_scales(blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
     shape[-1] = K
     return A.new_empty(*shape)
+
+
+@operation(
+    "gemm_4bit_grouped(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, int blocksize, "
+    "str quant_type, Tensor offsets, Tensor? bias=None, Tensor? absmax_8bit=None, "
+    "Tensor? absmax_code=None, Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+)
+def gemm_4bit_grouped(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    """``gemm_4bit`` with one of E weights for each group of rows; ``shapeB`` is (E, N, K).
+
+    A is ``(T, K)``, its rows sorted by weight; ``offsets`` ``(E,)``, ascending int32 or int64, has
+    the row behind the last one of each weight, as in ``torch.nn.functional.grouped_mm``. Rows
+    behind the last weight's give zeros. ``bias`` is ``(E, N)``.
+    """
+    E, N, K = _check_stack_4bit(B, shapeB, blocksize, quant_type)
+    _check_groups(A, K, "K", offsets, E)
+    blocks = blocks_of(E * N * K, blocksize)
+    _check_scales(blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    if bias is not None:
+        check_dtype("bias", bias, A.dtype)
+        check_shape("bias", bias, (E, N))
+    return A.new_empty(A.shape[0], N)
+
+
+@operation(
+    "gemm_4bit_grouped_transposed(Tensor A, Tensor B, SymInt[] shapeB, Tensor absmax, "
+    "int blocksize, str quant_type, Tensor offsets, Tensor? absmax_8bit=None, "
+    "Tensor? absmax_code=None, Tensor? absmax_offset=None, int absmax_blocksize=256) -> Tensor"
+)
+def gemm_4bit_grouped_transposed(
+    A: Tensor,
+    B: Tensor,
+    shapeB: Sequence[int],
+    absmax: Tensor,
+    blocksize: int,
+    quant_type: str,
+    offsets: Tensor,
+    absmax_8bit: Tensor | None = None,
+    absmax_code: Tensor | None = None,
+    absmax_offset: Tensor | None = None,
+    absmax_blocksize: int = 256,
+) -> Tensor:
+    """``gemm_4bit_transposed`` likewise: A is ``(T, N)``, the result ``(T, K)``."""
+    E, N, K = _check_stack_4bit(B, shapeB, blocksize, quant_type)
+    _check_groups(A, N, "N", offsets, E)
+    blocks = blocks_of(E * N * K, blocksize)
+    _check_scales(blocks, absmax, absmax_8bit, absmax_code, absmax_offset, absmax_blocksize)
+    return A.new_empty(A.shape[0], K)
+
+
+def _check_stack_4bit(
+    B: Tensor, shapeB: Sequence[int], blocksize: int, quant_type: str
+) -> tuple[int, int, int]:
+    check_dtype("B", B, *STORAGE_DTYPES)
+    check_4bit_type(blocksize, quant_type)
+    if len(shapeB) != 3 or any(size < 0 for size in shapeB):
+        raise error("shapeB", "three sizes, (E, N, K)", tuple(shapeB))
+    E, N, K = shapeB
+    check_packed_4bit("B", B, E * N * K)
+    return E, N, K
+
+
+def _check_groups(A: Tensor, depth: int, name: str, offsets: Tensor, E: int) -> None:
+    check_dtype("A", A, *FLOAT_DTYPES)
+    if A.dim() != 2 or A.shape[1] != depth:
+        expected = f"2 dimensions, the second of {depth}, the weights' {name}"
+        raise error("A", expected, f"shape {tuple(A.shape)}")
+    check_dtype("offsets", offsets, torch.int32, torch.int64)
+    check_shape("offsets", offsets, (E,))
 
 
 def _check_weight_4bit(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bnbx.ops.batching import one_by_one, rows_at_once
 from bnbx.ops.checks import (
     FLOAT_DTYPES,
     check_dtype,
@@ -20,7 +21,7 @@ from bnbx.ops.checks import (
 from bnbx.ops.contract import error, operation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 #: The longest sum of products of two int8 that int32 holds, whatever the codes are.
 MAX_INT8_DEPTH = (2**31 - 1) // 128**2
@@ -210,8 +211,18 @@ def int8_mixed_scaled_mm(
     return A.new_empty(shape), columns
 
 
+def _batch_int8_linear(
+    product: Callable[..., Tensor], info: Any, in_dims: Sequence[Any], *args: Any
+) -> tuple[Tensor, int]:
+    # What is an outlier column depends on all rows of a call.
+    has_outliers = len(args) > 3 and args[3] > 0.0
+    return (one_by_one if has_outliers else rows_at_once)(product, info, in_dims, *args)
+
+
 @operation(
-    "int8_linear(Tensor A, Tensor CB, Tensor SCB, float threshold=0.0, Tensor? bias=None) -> Tensor"
+    "int8_linear(Tensor A, Tensor CB, Tensor SCB, float threshold=0.0, Tensor? bias=None) "
+    "-> Tensor",
+    vmap=_batch_int8_linear,
 )
 def int8_linear(
     A: Tensor, CB: Tensor, SCB: Tensor, threshold: float = 0.0, bias: Tensor | None = None

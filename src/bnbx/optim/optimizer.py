@@ -145,6 +145,11 @@ class KbitOptimizer(torch.optim.Optimizer):
             params, {key: self._checked(key, value) for key, value in defaults.items()}
         )
 
+    @property
+    def is_paged(self) -> bool:
+        """Whether states are made in paged memory."""
+        return bool(self.args.is_paged)
+
     @classmethod
     def _fixed_bits(cls, optim_bits: int) -> int:
         """Return the bits that the class fixes; without any, those that were asked for."""

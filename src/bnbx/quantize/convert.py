@@ -1,4 +1,4 @@
-"""The linear layers of any model to k bits and back, in place."""
+"""The linear layers and the experts of any model to k bits and back, in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from bnbx.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+from bnbx.nn.parametrize import quantized_parameters, restore_parameter
 from bnbx.ops import BLOCKSIZES_4BIT, check_4bit_type, error
+from bnbx.quantize.experts import ExpertSettings
 from bnbx.quantize.plan import names_of_modules, plan
 from bnbx.quantize.report import LayerReport, QuantizationReport
 
@@ -44,6 +46,9 @@ def quantize_(
 ) -> QuantizationReport:
     """Quantize the linear layers of a model in place, one after the other, on their devices.
 
+    To 4 bits the experts of transformers' mixtures are quantized as well, which are stacked in
+    parameters of three dimensions, if each expert's matrix is made of whole blocks.
+
     A layer's weight is freed before the next one is quantized, unless something else holds it.
     Hooks, training mode, biases and attributes of the layers stay. What is left as it is: layers
     with a ``forward`` of their own, parametrized ones, those whose weight is read directly, as in
@@ -61,7 +66,7 @@ def quantize_(
         patterns as in ``fnmatch``; or a function of name and module.
     double_quant, compute_dtype, blocksize, quant_storage
         4-bit only: as ``compress_statistics``, ``compute_dtype``, ``blocksize`` and
-        ``quant_storage`` of ``Linear4bit``.
+        ``quant_storage`` of ``Linear4bit``. Experts are left if ``quant_storage`` is not uint8.
     threshold
         int8 only: as for ``Linear8bitLt``.
     untie
@@ -85,10 +90,14 @@ def quantize_(
         hint = "Make a Linear4bit or Linear8bitLt of it."
         raise error("model", "a module that contains linear layers", type(model).__name__, hint)
     make = _maker(kind, double_quant, compute_dtype, blocksize, threshold, quant_storage)
-    chosen, skipped, unused = plan(model, skip, untie=untie)
+    experts = ExpertSettings(kind, double_quant, compute_dtype, blocksize, quant_storage)
+    chosen, skipped, unused = plan(model, skip, experts, untie=untie)
     layers: list[LayerReport] = []
     done: dict[Any, QuantizedParameter] = {}
     for layer in _with_progress(chosen, f"quantizing to {kind}", progress):
+        if not layer.is_linear:
+            layers += _quantize_experts(model, layer, experts)
+            continue
         old = cast("torch.nn.Linear", model.get_submodule(layer.names[0]))
         twin = done.get(layer.tie)
         new = make(old) if twin is None else make(old, twin)
@@ -101,6 +110,9 @@ def quantize_(
 
 def dequantize_(model: Module, dtype: torch.dtype | None = None) -> Module:
     """Replace the quantized linear layers of a model by ``torch.nn.Linear``, in place.
+
+    Experts and other parameters that ``nn.parametrize`` has put into 4 bits are replaced by
+    parameters in floating point.
 
     Layers that are tied to each other are tied afterwards. Hooks, training mode, biases and
     attributes of the layers stay; the weights require gradients, as those of new layers do.
@@ -134,7 +146,21 @@ def dequantize_(model: Module, dtype: torch.dtype | None = None) -> Module:
             done[id(weight)] = torch.nn.Parameter(_dequantized(weight, dtype))
         new.weight = done[id(weight)]
         _replace(model, names, old, new)
+    for module in model.modules():
+        for name in quantized_parameters(module):
+            restore_parameter(module, name, dtype)
     return model
+
+
+def _quantize_experts(
+    model: Module, layer: Layer, experts: ExpertSettings
+) -> Iterable[LayerReport]:
+    """Quantize the stacks of matrices of experts in place, one after the other."""
+    module = model.get_submodule(layer.names[0])
+    for name in layer.weights:
+        old = cast("Tensor", getattr(module, name))
+        new = experts.quantize(module, name)
+        yield _report(f"{layer.names[0]}.{name}", experts.kind, old, new, tied=False)
 
 
 def _maker(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import fnmatch
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from bnbx.nn.experts import expert_weights
 from bnbx.nn.module import QuantizedModule
 from bnbx.ops import FLOAT_DTYPES, error
 
@@ -17,19 +19,30 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from bnbx.quantize.experts import ExpertSettings
+
     Skip = str | Sequence[str] | Callable[[str, Module], bool]
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer by its names in the model; layers with the same weight have the same ``tie``."""
+    """A layer by its names in the model; layers with the same weights have the same ``tie``.
+
+    Experts are a layer with two weights that are stacks of matrices.
+    """
 
     names: tuple[str, ...]
     tie: tuple[Any, ...]
+    weights: tuple[str, ...] = ("weight",)
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer, not experts."""
+        return self.weights == ("weight",)
 
 
 def plan(
-    model: Module, skip: Skip, *, untie: bool
+    model: Module, skip: Skip, experts: ExpertSettings, *, untie: bool
 ) -> tuple[list[Layer], dict[str, str], tuple[str, ...]]:
     """Return the layers to quantize, the others with a reason, and what of ``skip`` was not used.
 
@@ -44,19 +57,25 @@ def plan(
     skipped: dict[str, str] = {}
     for names in names_of_modules(model, torch.nn.Module):
         module = model.get_submodule(names[0])
-        if not _looks_linear(module):
+        weights = expert_weights(module)
+        if not weights and not _looks_linear(module):
             continue
-        matched = [entry for entry in entries if any(_is_named(n, entry) for n in names)]
+        parameters = [f"{n}.{weight}" for n in names for weight in weights]
+        matched = [e for e in entries if any(is_named(n, e) for n in (*names, *parameters))]
         for entry in matched:
             unused.pop(entry, None)
         if matched or (callable(skip) and skip(names[0], module)):
             reason = f"skip entry {matched[0]!r}" if matched else "skip"
         else:
-            reason = _reason_to_leave(module)
+            reason = (
+                _reason_to_leave_experts(module, experts) if weights else _reason_to_leave(module)
+            )
+        weights = weights or ("weight",)
         if reason:
             skipped[names[0]] = reason
         else:
-            chosen.append(Layer(names, _tie(cast("Tensor", module.weight))))
+            ties = tuple(_tie(cast("Tensor", getattr(module, weight))) for weight in weights)
+            chosen.append(Layer(names, ties, weights))
     if not untie:
         chosen = _without_tied(model, chosen, skipped)
     return chosen, skipped, tuple(unused)
@@ -71,7 +90,7 @@ def names_of_modules(model: Module, kind: Any) -> list[tuple[str, ...]]:
     return [tuple(of_one) for of_one in names.values()]
 
 
-def _is_named(name: str, entry: str) -> bool:
+def is_named(name: str, entry: str) -> bool:
     """Whether ``entry`` is a run of whole parts of the dotted name, or a pattern for all of it."""
     return f".{entry}." in f".{name}." or fnmatch.fnmatchcase(name, entry)
 
@@ -102,6 +121,15 @@ def _reason_to_leave(module: Module) -> str:
     return _reason_of_weight(_own_parameters(module).get("weight"))
 
 
+def _reason_to_leave_experts(module: Module, experts: ExpertSettings) -> str:
+    reason = experts.reason_to_leave(module)
+    if reason:
+        return reason
+    own = _own_parameters(module)
+    reasons = (_reason_of_weight(own.get(name)) for name in expert_weights(module))
+    return next((reason for reason in reasons if reason), "")
+
+
 def _reason_of_weight(weight: Tensor | None) -> str:
     if weight is None or type(weight) is not torch.nn.Parameter:
         return "its weight is not a plain parameter"
@@ -119,14 +147,24 @@ def _tie(weight: Tensor) -> tuple[Any, ...]:
 
 def _without_tied(model: Module, chosen: list[Layer], skipped: dict[str, str]) -> list[Layer]:
     """Return the layers whose weight is only theirs, and add the others to ``skipped``."""
-    names = {layer.names[0] for layer in chosen}
+    # Of linear layers that are tied to each other each gets the same codes; of experts not.
+    used = collections.Counter(tie for layer in chosen for tie in layer.tie)
+    chosen_weights = {
+        layer.names[0]: layer.weights
+        for layer in chosen
+        if layer.is_linear or all(used[tie] == 1 for tie in layer.tie)
+    }
     others: dict[tuple[Any, ...], str] = {}
     for module_name, module in model.named_modules():
         for name, parameter in _own_parameters(module).items():
-            is_chosen = module_name in names and name == "weight"
+            is_chosen = name in chosen_weights.get(module_name, ())
             if type(parameter) is torch.nn.Parameter and not is_chosen:
                 others[_tie(parameter)] = f"{module_name}.{name}" if module_name else name
+    kept: list[Layer] = []
     for layer in chosen:
-        if layer.tie in others:
-            skipped[layer.names[0]] = f"tied to {others[layer.tie]}, which is not quantized"
-    return [layer for layer in chosen if layer.tie not in others]
+        tied = [others[tie] for tie in layer.tie if tie in others]
+        if tied:
+            skipped[layer.names[0]] = f"tied to {tied[0]}, which is not quantized"
+        else:
+            kept.append(layer)
+    return kept

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from bnbx.table import readable, table
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
@@ -61,28 +63,10 @@ class QuantizationReport:
         rows = [("layer", "kind", "shape", "before", "after", "error")]
         for layer in self.layers:
             shape = "x".join(str(size) for size in layer.shape)
-            sizes = _readable(layer.bytes_before), _readable(layer.bytes_after)
+            sizes = readable(layer.bytes_before), readable(layer.bytes_after)
             rows.append((layer.name, layer.kind, shape, *sizes, f"{layer.relative_error:.4f}"))
-        rows.append((total, "", "", _readable(self.bytes_before), _readable(self.bytes_after), ""))
-        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        rows.append((total, "", "", readable(self.bytes_before), readable(self.bytes_after), ""))
+        lines = [table(rows, left=2)]
         lines += [f"skipped {name}: {reason}" for name, reason in self.skipped.items()]
         lines += [f"skip entry {entry!r} is the name of no layer" for entry in self.unused_skips]
         return "\n".join(lines)
-
-
-def _readable(count: float) -> str:
-    """Return a number of bytes with a unit."""
-    if count < 1024:
-        return f"{count} B"
-    for unit in ("KiB", "MiB"):
-        count /= 1024
-        if count < 1024:
-            return f"{count:.1f} {unit}"
-    return f"{count / 1024:.1f} GiB"

@@ -1,0 +1,105 @@
+"""Binds the products with a stack of 4-bit weights, as ``native.py`` does all other operations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bnbx.backends.native import DTYPES, QUANT_TYPES, NativeBackend
+from bnbx.ops.checks import read_offsets
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+class NativeGroupedBackend(NativeBackend):
+    """``NativeBackend`` with the products of experts."""
+
+    def gemm_4bit_grouped(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        offsets: Tensor,
+        bias: Tensor | None = None,
+        *nested: Any,
+    ) -> Tensor:
+        ends = _ends_of_groups(offsets, out)
+        weights = (B, shapeB, absmax, blocksize, quant_type)
+        return self._multiply_grouped(out, A, *weights, ends, bias, *nested)
+
+    def gemm_4bit_grouped_transposed(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        offsets: Tensor,
+        *nested: Any,
+    ) -> Tensor:
+        ends = _ends_of_groups(offsets, out)
+        weights = (B, shapeB, absmax, blocksize, quant_type)
+        return self._multiply_grouped(out, A, *weights, ends, None, *nested, transposed=True)
+
+    def _multiply_grouped(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        ends: list[int],
+        bias: Tensor | None = None,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        absmax_blocksize: int = 256,
+        *,
+        transposed: bool = False,
+    ) -> Tensor:
+        A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        codes = code = offset = 0
+        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
+            absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
+            codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
+            offset = absmax_offset.data_ptr()
+        ext = self.ext
+        kernel = ext.gemm_4bit_grouped_transposed if transposed else ext.gemm_4bit_grouped
+        kernel(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            ends,
+            *shapeB[1:],
+            B.data_ptr(),
+            absmax.data_ptr(),
+            blocksize,
+            QUANT_TYPES[quant_type],
+            *(() if transposed else (0 if bias is None else bias.data_ptr(),)),
+            codes,
+            code,
+            offset,
+            absmax_blocksize,
+            out.data_ptr(),
+            self.stream_of(A),
+        )
+        return out
+
+
+def _ends_of_groups(offsets: Tensor, out: Tensor) -> list[int]:
+    """Return the rows at which groups end, with zeros in all rows of ``out`` behind the last."""
+    ends = read_offsets(offsets, out.shape[0])
+    rest = out[ends[-1] if ends else 0 :]
+    if rest.numel():
+        rest.zero_()
+    return ends

@@ -1,0 +1,1 @@
+"""The products with quantized weights, with gradients."""
