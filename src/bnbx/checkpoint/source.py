@@ -42,8 +42,6 @@ class Checkpoint:
     ----------
     config
         What config.json says; nothing for a single file or without one.
-    tensors
-        The entries of all tensors by name, file after file.
     files
         The open files by name.
 
@@ -90,7 +88,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, TensorEntry]:
-        """The entries of all tensors by name."""
+        """The entries of all tensors by name, file after file."""
         return {name: file.tensors[name] for name, file in self._where.items()}
 
     def file_of(self, name: str) -> TensorFile:
