@@ -16,7 +16,8 @@ from .documents import ROOT
 
 INVENTORY = ROOT / "build" / "site" / "objects.inv"
 MODULES = [
-    *("bnbx", "bnbx.quantize", "bnbx.codebooks"),
+    *("bnbx", "bnbx.quantize", "bnbx.codebooks", "bnbx.checkpoint", "bnbx.evaluation"),
+    "bnbx.nn.parametrize",
     *(f"bnbx.{name}" for name in bnbx.__all__ if isinstance(getattr(bnbx, name), types.ModuleType)),
 ]
 
@@ -25,15 +26,9 @@ def names_of(module):
     """The names that a module offers; without ``__all__`` those that it defines."""
     if hasattr(module, "__all__"):
         return list(module.__all__)
-    return [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and (
-            (name.isupper() and name != "TYPE_CHECKING")
-            or getattr(value, "__module__", None) == module.__name__
-        )
-    ]
+    source = inspect.getsource(module)
+    names = re.findall(r"^(?:(?:def|class) )?([A-Za-z]\w*)\b.*?[:=(]", source, re.MULTILINE)
+    return [name for name in names if name in vars(module)]
 
 
 def public_objects():

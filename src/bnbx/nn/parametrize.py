@@ -141,6 +141,11 @@ def packed_parameter(module: torch.nn.Module, name: str) -> PackedParameter | No
 
     None if it is not, or if something else has been put on top of the decoded values, such as an
     adapter.
+
+    Parameters
+    ----------
+    module, name
+        The module that has the parameter, and the parameter's name in it.
     """
     if not parametrize.is_parametrized(module, name):
         return None
@@ -151,7 +156,13 @@ def packed_parameter(module: torch.nn.Module, name: str) -> PackedParameter | No
 
 
 def quantized_parameters(module: torch.nn.Module) -> tuple[str, ...]:
-    """Return the names of a module's own parameters that are in 4 bits."""
+    """Return the names of a module's own parameters that are in 4 bits.
+
+    Parameters
+    ----------
+    module
+        Its submodules are not looked at.
+    """
     stacks: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
     return tuple(name for name in stacks if _parametrization(module, name) is not None)
 
