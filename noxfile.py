@@ -54,7 +54,7 @@ def tests(session: nox.Session) -> None:
     build_dir = "build/tests"
     install(session, "test", f"-Cbuild-dir={build_dir}", "-Ccmake.define.BNBX_BUILD_TESTS=ON")
     session.run("ctest", "--test-dir", build_dir, "--output-on-failure")
-    session.run("pytest", "--ignore=tests/parity", "--ignore=tests/clients", *session.posargs)
+    session.run("pytest", "--ignore=tests/parity", *session.posargs)
     session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
 
 
