@@ -7,6 +7,8 @@ namespace bnbx {
 
 struct KernelTable {
   decltype(&bnbx::quantize_4bit) quantize_4bit;
+  decltype(&bnbx::scale_search_4bit) scale_search_4bit;
+  decltype(&bnbx::encode_4bit) encode_4bit;
   decltype(&bnbx::dequantize_4bit) dequantize_4bit;
   decltype(&bnbx::gemm_4bit) gemm_4bit;
   decltype(&bnbx::gemm_4bit_transposed) gemm_4bit_transposed;
