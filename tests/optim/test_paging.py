@@ -139,6 +139,14 @@ def test_without_a_directory_paged_states_are_in_memory():
     assert paged.state[params[0]]["state1"].untyped_storage().resizable()
 
 
+def test_an_optimizer_says_whether_it_is_paged(memory):
+    params = parameters(SHAPES)
+    paged = (PagedAdam8bit(params), Adam8bit(params, is_paged=True), Adam(params, paging=memory))
+    assert all(optimizer.is_paged is True for optimizer in paged)
+    assert pickle.loads(pickle.dumps(PagedAdam8bit(params))).is_paged is True
+    assert Adam8bit(params).is_paged is False
+
+
 def test_groups_and_parameters_may_stay_in_memory(memory):
     params = parameters([(9000,), (9000,), (9000,)])
     set_gradients(params)
