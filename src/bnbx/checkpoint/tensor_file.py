@@ -220,7 +220,6 @@ def parse_json(text: bytes, name: str) -> dict[str, Any]:
     ValueError
         If it is not one.
     """
-
     twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
