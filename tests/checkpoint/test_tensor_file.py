@@ -84,6 +84,8 @@ BAD = {
     "entry missing": (raw({"a": {"dtype": "F32", "shape": [1]}}, bytes(4)), "the entries"),
     "entry no object": (raw({"a": 3}), "the entries"),
     "not JSON": (raw(b"{nonsense"), "bytes that are none"),
+    "a long number": (raw(b'{"a": ' + b"1" * 5000 + b"}"), "bytes that are none"),
+    "a number that is none": (raw(b'{"a": NaN}'), "the entries"),
     "not UTF-8": (raw(b'{"\xff": 1}'), "bytes that are none"),
     "a list": (raw([]), "a JSON list"),
     "deep": (raw(b"[" * 100_000), "bytes that are none"),

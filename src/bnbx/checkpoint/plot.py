@@ -41,8 +41,9 @@ def save_plot(inspection: Inspection, path: Path) -> None:
     axes = figure.add_subplot()
     for kind, points in sorted(lines.items()):
         axes.plot(*zip(*sorted(points), strict=True), marker="o", markersize=3, label=kind)
-    axes.set(xlabel="layer", ylabel="relative error", ylim=(0, None))
+    axes.set(xlabel="layer", ylabel="relative error")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if len(lines) <= MOST_IN_LEGEND:
-        axes.legend(fontsize="small", ncols=2)
+        figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -219,20 +220,22 @@ def parse_json(text: bytes, name: str) -> dict[str, Any]:
     ValueError
         If it is not one.
     """
+    twice: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values = dict(pairs)
         if len(values) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise error(name, "each name once", f"{printable(twice)} twice")
+            counts = collections.Counter(key for key, _ in pairs)
+            twice.extend(key for key, count in counts.items() if count > 1)
         return values
 
     try:
         value = json.loads(text.decode(), object_pairs_hook=unique)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as failure:
+    except (ValueError, RecursionError) as failure:  # no UTF-8, no JSON, a number too long to read
         got = f"bytes that are none ({type(failure).__name__})"
         raise error(name, "a JSON object", got) from failure
+    if twice:
+        raise error(name, "each name once", f"{printable(twice[0])} twice")
     if not isinstance(value, dict):
         raise error(name, "a JSON object", f"a JSON {type(value).__name__}")
     return value
