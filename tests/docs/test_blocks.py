@@ -31,7 +31,8 @@ SESSIONS = {
 }
 #: Blocks of these are read by people alone.
 NOT_RUN = {"text", "json", "yaml", "toml"}
-LANGUAGES = NOT_RUN | {"python", "output", "pycon", "bash", "{eval-rst}", "{toctree}"}
+SHELLS = ("bash", "sh")
+LANGUAGES = NOT_RUN | {*SHELLS, "python", "output", "pycon", "{eval-rst}", "{toctree}"}
 run_python = PythonEvaluator()
 outputs = {}
 #: peft asks transformers for a name that the latter is about to drop.
@@ -86,7 +87,7 @@ def check_options(words):
 PARSERS = (
     CodeBlockParser("python", run_block),
     CodeBlockParser("output", check_output),
-    CodeBlockParser("bash", check_commands),
+    *(CodeBlockParser(shell, check_commands) for shell in SHELLS),
     DocTestParser(),
     SkipParser(),
 )
