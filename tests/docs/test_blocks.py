@@ -108,3 +108,12 @@ def test_nothing_is_left_out(document):
     assert set(re.findall(r"^ *```(.*)$", text, re.MULTILINE)[::2]) <= LANGUAGES
     skips = re.findall(r"<!--+ skip:(.*?)-->", text)
     assert all(re.fullmatch(r' next ".{10,}" ', skip) for skip in skips)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["nox -s none", "nox -s lint none -- -k x", "bnbx none", "bnbx info --none", "python none.py"],
+)
+def test_commands_that_do_not_exist_are_found(command):
+    with pytest.raises(AssertionError):
+        check_command(shlex.split(command))
