@@ -21,7 +21,7 @@ nox.options.reuse_existing_virtualenvs = True
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 OP_TESTS = "tests/ops"
 #: Folders of tests that other sessions run, with what they need.
-SESSIONS_OF_THEIR_OWN = ("clients", "docs", "parity")
+SESSIONS_OF_THEIR_OWN = ("docs", "parity")
 #: Pythons that the one wheel must load on, beside the one that runs nox; absent ones are skipped.
 OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WHEEL_LIMIT = 3_000_000

@@ -93,6 +93,8 @@ void select_isa(const std::string& name) { active().store(&find(name)); }
 
 std::vector<std::string> operations() {
   return {"quantize_4bit",
+          "scale_search_4bit",
+          "encode_4bit",
           "dequantize_4bit",
           "dequantize_4bit.out",
           "gemm_4bit",
@@ -120,6 +122,18 @@ std::vector<std::string> operations() {
 void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
                    uint8_t* out, float* absmax, Stream stream) {
   kernels().quantize_4bit(A, dtype, n, blocksize, quant_type, out, absmax, stream);
+}
+
+void scale_search_4bit(const void* A, DType dtype, int64_t n, const float* importance,
+                       int64_t columns, const float* factors, int64_t trials, int64_t refinements,
+                       int64_t blocksize, QuantType quant_type, float* absmax, Stream stream) {
+  kernels().scale_search_4bit(A, dtype, n, importance, columns, factors, trials, refinements,
+                              blocksize, quant_type, absmax, stream);
+}
+
+void encode_4bit(const void* A, DType dtype, int64_t n, const float* absmax, int64_t blocksize,
+                 QuantType quant_type, uint8_t* out, Stream stream) {
+  kernels().encode_4bit(A, dtype, n, absmax, blocksize, quant_type, out, stream);
 }
 
 void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t blocksize,

@@ -2,6 +2,7 @@
 #include "avx/avx512_table.h"
 #include "avx/gemm_4bit_amx.h"
 #include "avx/gemm_4bit_transposed_amx.h"
+#include "avx/gemv_4bit_transposed.h"
 #include "avx/int8_product_amx.h"
 #include "avx/vec_avx512.h"
 
@@ -12,13 +13,15 @@ struct Amx;
 using Vec = avx512::Vec<Amx>;
 
 static void gemm_4bit(const cpu::Product4& p) {
-  const int64_t gemv_most = p.dtype == DType::kBFloat16 ? 4 : cpu::kGemvMost;  // tiles take over
+  const int64_t gemv_most = p.dtype == DType::kBFloat16 ? 8 : cpu::kGemvMost;  // tiles take over
   if (cpu::gemv_4bit_int16<Vec>(p, gemv_most) || cpu::gemm_4bit_amx<Vec>(p)) return;
   cpu::gemm_4bit<Vec>(p);
 }
 
 static void gemm_4bit_transposed(const cpu::Product4& p) {
-  if (!cpu::gemm_4bit_transposed_amx<Vec>(p)) cpu::gemm_4bit_transposed<Vec>(p);
+  constexpr int64_t kGemvMost = 8;  // then tiles take over
+  if (cpu::gemv_4bit_transposed<Vec>(p, kGemvMost) || cpu::gemm_4bit_transposed_amx<Vec>(p)) return;
+  cpu::gemm_4bit_transposed<Vec>(p);
 }
 
 static constexpr KernelTable make_table() {

@@ -8,6 +8,8 @@ namespace bnbx {
 
 struct KernelTable {
   decltype(&bnbx::quantize_4bit) quantize_4bit;
+  decltype(&bnbx::scale_search_4bit) scale_search_4bit;
+  decltype(&bnbx::encode_4bit) encode_4bit;
   decltype(&bnbx::dequantize_4bit) dequantize_4bit;
   void (*gemm_4bit)(const cpu::Product4&);
   void (*gemm_4bit_transposed)(const cpu::Product4&);

@@ -3,6 +3,7 @@
 
 #include "avx/dequantize_4bit.h"
 #include "avx/dequantize_blockwise.h"
+#include "avx/encode_4bit.h"
 #include "avx/estimate_quantiles.h"
 #include "avx/gemm_4bit.h"
 #include "avx/gemm_4bit_transposed.h"
@@ -12,6 +13,7 @@
 #include "avx/optimizer_update.h"
 #include "avx/quantize_4bit.h"
 #include "avx/quantize_blockwise.h"
+#include "avx/scale_search_4bit.h"
 
 namespace bnbx::cpu {
 
@@ -20,6 +22,8 @@ template <class V>
 static constexpr KernelTable table_of() {
   return {
       &quantize_4bit<V>,
+      &scale_search_4bit<V>,
+      &encode_4bit<V>,
       &dequantize_4bit<V>,
       &gemm_4bit<V>,
       &gemm_4bit_transposed<V>,

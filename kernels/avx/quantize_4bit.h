@@ -25,13 +25,18 @@ class Encoder4 {
     middle_ = typename V::F32(book.bounds[7]);
   }
 
-  typename V::I32 operator()(typename V::F32 x) const {
+  // The position among the sorted levels.
+  typename V::I32 position(typename V::F32 x) const {
     using I32 = typename V::I32;
     I32 position = V::where_greater(x, middle_, 8);
     position = position | V::where_greater(x, V::lookup(bounds_, position + I32(3)), 4);
     position = position | V::where_greater(x, V::lookup(bounds_, position + I32(1)), 2);
     position = position | V::where_greater(x, V::lookup(bounds_, position), 1);
-    return V::bits(V::lookup(codes_, position));
+    return position;
+  }
+
+  typename V::I32 operator()(typename V::F32 x) const {
+    return V::bits(V::lookup(codes_, position(x)));
   }
 
  private:
@@ -39,7 +44,13 @@ class Encoder4 {
   typename V::F32 middle_;
 };
 
-// Quantizes one block, of which finite_absmax is known.
+// The inverse of a scale, of either sign, that stays finite.
+static inline float inverse_scale(float scale) {
+  const float magnitude = 1.0f / larger(scale < 0.0f ? -scale : scale, kSmallestAbsmax);
+  return scale < 0.0f ? -magnitude : magnitude;
+}
+
+// Quantizes one block with a scale that is NaN if the block is not finite.
 template <class V, class T>
 static inline void encode_4bit_block(const T* A, float absmax, int64_t n, const Encoder4<V>& encode,
                                      uint8_t* out) {
@@ -47,7 +58,7 @@ static inline void encode_4bit_block(const T* A, float absmax, int64_t n, const 
     memset(out, 0, (n + 1) / 2);
     return;
   }
-  const typename V::F32 inverse(1.0f / larger(absmax, kSmallestAbsmax));
+  const typename V::F32 inverse(inverse_scale(absmax));
   sweep<V>(n, [&](int64_t i, auto lanes) {
     store_nibbles<V>(out + i / 2, encode(load<V>(A + i, lanes) * inverse), lanes);
   });

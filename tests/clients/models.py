@@ -72,9 +72,9 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
 
 def quantization(name: str, **settings: Any) -> BitsAndBytesConfig:
     """Return the settings of a quantization; 4-bit products are computed in float32."""
-    chosen = QUANTIZATIONS[name]
-    compute = {"bnb_4bit_compute_dtype": torch.float32} if "load_in_4bit" in chosen else {}
-    return BitsAndBytesConfig(**chosen, **compute, **settings)
+    return BitsAndBytesConfig(
+        **{"bnb_4bit_compute_dtype": torch.float32, **QUANTIZATIONS[name], **settings}
+    )
 
 
 def package(name: str) -> Path:
@@ -108,12 +108,14 @@ def save(name: str, folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def load(folder: Path, name: str | None = None, **settings: Any) -> Any:
-    """Load a model onto the CPU, in a quantization or, without one, as it is stored."""
+def load(
+    folder: Path, name: str | None = None, *, dtype: torch.dtype = torch.float32, **settings: Any
+) -> Any:
+    """Load a model onto the CPU, in a quantization or, without one, in floating point."""
     is_encoder = "BertModel" in (folder / "config.json").read_text()
     auto = transformers.AutoModel if is_encoder else transformers.AutoModelForCausalLM
     chosen = {} if name is None else {"quantization_config": quantization(name, **settings)}
-    return auto.from_pretrained(folder, device_map="cpu", dtype=torch.float32, **chosen).eval()
+    return auto.from_pretrained(folder, device_map="cpu", dtype=dtype, **chosen).eval()
 
 
 def tokens(rows: int = 2, length: int = 12) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 
@@ -89,18 +90,12 @@ def test_every_implementation_of_transformers_is_replaced(name, implementation, 
     x = tokens()
     bnbx.quantize_(model, "fp4", progress=False)
     with torch.inference_mode():
-        expected = bnbx.dequantize_(make_twin(model))(x).logits
+        expected = bnbx.dequantize_(copy.deepcopy(model))(x).logits
     monkeypatch.setattr(
         "bnbx.nn.parametrize.dequantize_4bit", lambda *_: pytest.fail("it was decoded")
     )
     with torch.inference_mode():
         torch.testing.assert_close(model(x).logits, expected, rtol=1e-4, atol=1e-4)
-
-
-def make_twin(model: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
-    return copy.deepcopy(model)
 
 
 def test_no_experts_in_16_bit_stay_in_memory(name):
@@ -125,7 +120,7 @@ def test_no_experts_in_16_bit_stay_in_memory(name):
 def test_gradients_reach_an_adapter_through_the_experts(name):
     model = make(name)
     bnbx.quantize_(model, "nf4", progress=False)
-    decoded = bnbx.dequantize_(make_twin(model))
+    decoded = bnbx.dequantize_(copy.deepcopy(model))
     x = tokens()
     grads = []
     for each in (model, decoded):
@@ -152,3 +147,18 @@ def test_generating_and_loading_a_state_dict(name):
         out = loaded.generate(x, max_new_tokens=4, do_sample=False)
     assert out.shape == (2, 13)
     assert torch.equal(out, saved.generate(x, max_new_tokens=4, do_sample=False))
+
+
+def test_saving_to_files(name, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model, fresh = make(name), make(name)
+    for each in (model, fresh):
+        bnbx.quantize_(each, "nf4", skip="lm_head", progress=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    model.save_pretrained(tmp_path, save_original_format=False)
+    entries = safetensors.load_file(tmp_path / "model.safetensors")
+    fresh.load_state_dict(entries, strict="lm_head.weight" in entries)
+    x = tokens()
+    with torch.inference_mode():
+        assert torch.equal(fresh(x).logits, model(x).logits)

@@ -22,6 +22,7 @@ ADAPTERS = {
     "adalora": lambda: peft.AdaLoraConfig(target_modules=TARGETS, total_step=10, init_r=4),
     "vera": lambda: peft.VeraConfig(target_modules=["o_proj"], r=4),
     "randlora": lambda: peft.RandLoraConfig(target_modules=["o_proj"], r=4),
+    "hira": lambda: peft.HiraConfig(target_modules=TARGETS, r=4),
     "road": lambda: peft.RoadConfig(target_modules=TARGETS, group_size=32),
 }
 
@@ -161,6 +162,15 @@ def test_disabled_adapters_leave_the_base(quantization, checkpoint):
     with model.disable_adapter():
         assert torch.equal(models.outputs(model), base)
     assert torch.equal(models.outputs(copy.deepcopy(model)), models.outputs(model))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_all_linear_layers_are_found(quantization, checkpoint):
+    model = models.load(checkpoint("llama"), quantization)
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear"))
+    adapted_layers = [name for name, _ in model.named_modules() if name.endswith("lora_A.default")]
+    assert len(adapted_layers) == 2 * 7
+    assert not any("lm_head" in name for name in adapted_layers)
 
 
 @pytest.mark.parametrize("name", ["Adam8bit", "AdamW8bit", "PagedAdam8bit", "PagedAdamW8bit"])

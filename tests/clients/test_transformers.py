@@ -64,6 +64,20 @@ def test_load_generate_save_and_reload(architecture, name, checkpoint, bnb, tmp_
     assert torch.equal(models.outputs(again), result)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", models.QUANTIZATIONS)
+def test_models_in_16_bit(name, dtype, checkpoint, tmp_path):
+    """Everything but the quantized weights is in 16 bit, as most people load a model."""
+    model = models.load(checkpoint("llama"), name, dtype=dtype, bnb_4bit_compute_dtype=dtype)
+    exact = models.outputs(models.load(checkpoint("llama")))
+    result = models.outputs(model)
+    assert result.dtype == dtype
+    assert models.difference(result.float(), exact) < TOLERANCES[bits(name)]
+    assert model.generate(models.tokens(), max_new_tokens=3, do_sample=False).shape == (2, 15)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(models.outputs(models.load(tmp_path, dtype=dtype)), result)
+
+
 @pytest.mark.parametrize("name", models.QUANTIZATIONS)
 @pytest.mark.parametrize("architecture", ["llama", "minilm"])
 def test_dequantize(architecture, name, checkpoint, bnb):

@@ -184,6 +184,8 @@ assert metadata.metadata("bitsandbytes")["Name"] == "bitsandbytes"
 assert metadata.distribution("BitsAndBytes").requires == ["bnbx"]
 assert set(metadata.packages_distributions()["bitsandbytes"]) == {"bitsandbytes"}
 assert [d.version for d in metadata.distributions(name="bitsandbytes")][0] == "0.50.2"
+assert list(metadata.distributions(name="bitsandbytes", path=[])) == []
+assert list(metadata.distributions(name="other")) == []
 assert metadata.version("torch")
 """
     )

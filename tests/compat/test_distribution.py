@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 import bnbx
@@ -50,7 +50,7 @@ def python(wheel, tmp_path_factory):
     command(*pip, "install", "--no-index", "--no-deps", wheel)
     site = command(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
     # Behind its own packages: a bitsandbytes from here is not the one that is found.
-    others = [Path(bnbx.__file__).parents[1], sysconfig.get_path("purelib")]
+    others = [Path(package.__file__).parents[1] for package in (bnbx, torch)]
     Path(site, "others.pth").write_text("".join(f"{other}\n" for other in others))
     return python
 

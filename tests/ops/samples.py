@@ -56,6 +56,19 @@ def _every_call(M: int, N: int, K: int, dtype: torch.dtype) -> dict[str, dict[st
     grouped_4bit = {**nested_4bit, "shapeB": [1, N, K], "offsets": torch.tensor([M])}
     return {
         "quantize_4bit": {"A": W.to(dtype), **of_4bit, "quant_storage": torch.uint8},
+        "scale_search_4bit": {
+            "A": W.to(dtype),
+            "importance": torch.rand(K),
+            "factors": [0.9, -1.0, 1.1],
+            "refinements": 1,
+            **of_4bit,
+        },
+        "encode_4bit": {
+            "A": W.to(dtype),
+            "absmax": -absmax,
+            **of_4bit,
+            "quant_storage": torch.uint8,
+        },
         "dequantize_4bit": decode_4bit,
         "dequantize_4bit.out": {**decode_4bit, "out": W.to(dtype)},
         "gemm_4bit": {"A": A, **nested_4bit, "bias": bias},

@@ -72,6 +72,15 @@ struct ParameterUpdate {
 // 4-bit: codes are packed two to a byte, the first in the high nibble.
 void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
                    uint8_t* out, float* absmax, Stream stream);
+// The scale of each block, of either sign, with the smallest squared error: `trials` factors of the
+// largest magnitude are tried, the best is refined. `importance` (`columns`, or null) weights the
+// errors; element i belongs to column i % columns.
+void scale_search_4bit(const void* A, DType dtype, int64_t n, const float* importance,
+                       int64_t columns, const float* factors, int64_t trials, int64_t refinements,
+                       int64_t blocksize, QuantType quant_type, float* absmax, Stream stream);
+// The nearest codes at the scales given, one per block; NaN for a block that is not finite.
+void encode_4bit(const void* A, DType dtype, int64_t n, const float* absmax, int64_t blocksize,
+                 QuantType quant_type, uint8_t* out, Stream stream);
 void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t blocksize,
                      QuantType quant_type, void* out, DType dtype, Stream stream);
 // out (M, N) = A (M, K) times the transpose of B (N, K), plus bias (N, in A's dtype, or null).

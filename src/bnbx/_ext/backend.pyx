@@ -42,6 +42,23 @@ def quantize_4bit(uintptr_t A, int dtype, int64_t n, int64_t blocksize, int quan
                         <uint8_t*> out, <float*> absmax, <k.Stream> stream)
 
 
+def scale_search_4bit(uintptr_t A, int dtype, int64_t n, uintptr_t importance, int64_t columns,
+                      list factors, int64_t refinements, int64_t blocksize, int quant_type,
+                      uintptr_t absmax, uintptr_t stream):
+    cdef vector[float] trials = factors
+    with nogil:
+        k.scale_search_4bit(<const void*> A, <k.DType> dtype, n, <const float*> importance,
+                            columns, trials.data(), trials.size(), refinements, blocksize,
+                            <k.QuantType> quant_type, <float*> absmax, <k.Stream> stream)
+
+
+def encode_4bit(uintptr_t A, int dtype, int64_t n, uintptr_t absmax, int64_t blocksize,
+                int quant_type, uintptr_t out, uintptr_t stream):
+    with nogil:
+        k.encode_4bit(<const void*> A, <k.DType> dtype, n, <const float*> absmax, blocksize,
+                      <k.QuantType> quant_type, <uint8_t*> out, <k.Stream> stream)
+
+
 def dequantize_4bit(uintptr_t A, uintptr_t absmax, int64_t n, int64_t blocksize, int quant_type,
                     uintptr_t out, int dtype, uintptr_t stream):
     with nogil:

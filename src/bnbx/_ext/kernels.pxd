@@ -77,6 +77,10 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
 
     void quantize_4bit(const void*, DType, int64_t, int64_t, QuantType, uint8_t*, float*,
                        Stream) except +
+    void scale_search_4bit(const void*, DType, int64_t, const float*, int64_t, const float*,
+                           int64_t, int64_t, int64_t, QuantType, float*, Stream) except +
+    void encode_4bit(const void*, DType, int64_t, const float*, int64_t, QuantType, uint8_t*,
+                     Stream) except +
     void dequantize_4bit(const uint8_t*, const float*, int64_t, int64_t, QuantType, void*, DType,
                          Stream) except +
     void gemm_4bit(const void*, DType, int64_t, int64_t, int64_t, const uint8_t*,

@@ -30,6 +30,13 @@ def _pointers(tensors: Sequence[Tensor]) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
+def _clear_rest(packed: Tensor, numel: int) -> None:
+    """Set the bytes to zero that the packed codes of ``numel`` elements leave."""
+    used = packed_bytes(numel)
+    if used < packed.numel() * packed.itemsize:
+        packed.view(torch.uint8).view(-1)[used:] = 0
+
+
 def _rest_of_update(given: tuple[Any, ...]) -> tuple[list[int], list[int], tuple[float, ...]]:
     """Return compensations, seeds and hyperparameters of a call from ``lr`` on.
 
@@ -67,9 +74,7 @@ class NativeBackend:
     ) -> tuple[Tensor, Tensor]:
         packed, absmax = outputs
         A = A.contiguous()
-        used = packed_bytes(A.numel())
-        if used < packed.numel() * quant_storage.itemsize:
-            packed.view(torch.uint8).view(-1)[used:] = 0
+        _clear_rest(packed, A.numel())
         self.ext.quantize_4bit(
             A.data_ptr(),
             DTYPES[A.dtype],
@@ -81,6 +86,56 @@ class NativeBackend:
             self.stream_of(A),
         )
         return outputs
+
+    def scale_search_4bit(
+        self,
+        absmax: Tensor,
+        A: Tensor,
+        importance: Tensor | None,
+        factors: Sequence[float],
+        refinements: int,
+        blocksize: int,
+        quant_type: str,
+    ) -> Tensor:
+        A = A.contiguous()
+        importance = None if importance is None else importance.contiguous()
+        self.ext.scale_search_4bit(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            A.numel(),
+            _pointer(importance),
+            1 if importance is None else importance.numel(),
+            list(factors),
+            refinements,
+            blocksize,
+            QUANT_TYPES[quant_type],
+            absmax.data_ptr(),
+            self.stream_of(A),
+        )
+        return absmax
+
+    def encode_4bit(
+        self,
+        packed: Tensor,
+        A: Tensor,
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        quant_storage: torch.dtype,
+    ) -> Tensor:
+        A, absmax = A.contiguous(), absmax.contiguous()
+        _clear_rest(packed, A.numel())
+        self.ext.encode_4bit(
+            A.data_ptr(),
+            DTYPES[A.dtype],
+            A.numel(),
+            absmax.data_ptr(),
+            blocksize,
+            QUANT_TYPES[quant_type],
+            packed.data_ptr(),
+            self.stream_of(A),
+        )
+        return packed
 
     def dequantize_4bit(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bnbx.backends.reference_rounding import rounded_stochastically, with_rest
 from bnbx.backends.reference_rules import Constants, update
+from bnbx.backends.reference_scales import best_scales
 from bnbx.codebooks import get_4bit_type
 from bnbx.ops import OPTIMIZER_BLOCKSIZES, OPTIMIZERS, RULES, packed_bytes
 from bnbx.ops.checks import check_ascending, read_offsets
@@ -69,6 +70,12 @@ def _unpacked(packed: Tensor, numel: int) -> Tensor:
     return torch.stack([packed >> 4, packed & 15], dim=1).view(-1)[:numel].int()
 
 
+def _stored(packed: Tensor, quant_storage: torch.dtype) -> Tensor:
+    """Return bytes as a column of another dtype, zeros filling the last element."""
+    packed = torch.nn.functional.pad(packed, (0, -packed.numel() % quant_storage.itemsize))
+    return packed.view(quant_storage).unsqueeze(1)
+
+
 def quantize_4bit(
     A: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -78,8 +85,38 @@ def quantize_4bit(
     index, absmax = _nearest(values, table[order], blocksize)
     finite = _scaled(torch.ones_like(index), absmax, blocksize).isfinite()
     packed = _packed(order[index].where(finite, 0).to(torch.uint8))
-    packed = torch.nn.functional.pad(packed, (0, -packed.numel() % quant_storage.itemsize))
-    return packed.view(quant_storage).unsqueeze(1), absmax
+    return _stored(packed, quant_storage), absmax
+
+
+def scale_search_4bit(
+    A: Tensor,
+    importance: Tensor | None,
+    factors: Sequence[float],
+    refinements: int,
+    blocksize: int,
+    quant_type: str,
+) -> Tensor:
+    blocks = _in_blocks(A, min(blocksize, max(A.numel(), 1)))
+    weights = None
+    if importance is not None:
+        weights = _in_blocks(importance.expand(A.shape), blocks.shape[1])
+    return best_scales(blocks, _absmax(blocks), weights, factors, refinements, quant_type)
+
+
+def encode_4bit(
+    A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+) -> Tensor:
+    table = get_4bit_type(quant_type, A.device)
+    order = table.argsort(stable=True)
+    code = table[order]
+    scales = absmax.view(-1)
+    inverse = scales.abs().clamp(min=SMALLEST_ABSMAX).reciprocal()
+    inverse = torch.where(scales < 0, -inverse, inverse)
+    values = torch.nn.functional.pad(A.reshape(-1).float(), (0, A.numel() % 2))
+    scaled = _scaled(values, inverse, blocksize)
+    codes = order[torch.bucketize(scaled, (code[:-1] + code[1:]) / 2)]
+    is_nan = _scaled(torch.ones_like(values), inverse, blocksize).isnan()
+    return _stored(_packed(codes.masked_fill(is_nan, 0).to(torch.uint8)), quant_storage)
 
 
 def dequantize_4bit(

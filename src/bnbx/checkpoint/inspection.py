@@ -10,7 +10,7 @@ import torch
 
 from bnbx.checkpoint.convert import make_settings
 from bnbx.checkpoint.decode import decode, quantized_weights
-from bnbx.checkpoint.finite import PIECE, check_finite
+from bnbx.checkpoint.finite import check_finite
 from bnbx.checkpoint.layers import find_weights
 from bnbx.checkpoint.source import Checkpoint
 from bnbx.checkpoint.tensor_file import printable
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: Values are outliers from this multiple of their weight's root mean square on. Of values with a
 #: normal distribution 63 in a million are.
 OUTLIER = 4.0
+#: Elements that are compared at a time.
+PIECE = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)

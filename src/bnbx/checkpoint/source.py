@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
-    from bnbx.checkpoint.tensor_file import TensorEntry
 
 SUFFIX = ".safetensors"
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
@@ -42,6 +41,8 @@ class Checkpoint:
     ----------
     config
         What config.json says; nothing for a single file or without one.
+    tensors
+        The entries of all tensors by name, file after file.
     files
         The open files by name.
 
@@ -78,6 +79,7 @@ class Checkpoint:
                         raise error(f"tensor {printable(name)}", "one", f"two, in {files}")
                     self._where[name] = file
             self._check_index()
+            self.tensors = {name: file.tensors[name] for name, file in self._where.items()}
             self._close = self._close.pop_all()
 
     def __enter__(self) -> Self:
@@ -85,11 +87,6 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self._close.close()
-
-    @property
-    def tensors(self) -> dict[str, TensorEntry]:
-        """The entries of all tensors by name, file after file."""
-        return {name: file.tensors[name] for name, file in self._where.items()}
 
     def file_of(self, name: str) -> TensorFile:
         """Return the open file that a tensor is in."""

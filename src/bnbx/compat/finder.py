@@ -111,6 +111,13 @@ class PackageAt(DistributionFinder):
         self,
         context: DistributionFinder.Context = DistributionFinder.Context(),  # noqa: B008
     ) -> Iterable[PathDistribution]:
-        """Return the distribution, if it is asked for or all are."""
-        if context.name is None or context.name.lower() == self.package.name:
+        """Return the distribution, if it is asked for or all are.
+
+        Parameters
+        ----------
+        context
+            What is asked for. With a ``path`` it is what lies in certain directories.
+        """
+        name = self.package.name if context.name is None else context.name.lower()
+        if "path" not in vars(context) and name == self.package.name:
             yield PathDistribution(self.metadata)

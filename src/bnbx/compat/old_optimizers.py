@@ -7,10 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from bnbx.ops import OPTIMIZERS, RULES, error
-from bnbx.optim.batch import Batch
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.optimizer import KbitOptimizer
 
@@ -117,7 +114,6 @@ class OptimizerByName(KbitOptimizer):
         config = self.get_config(gindex, pindex, group)
         self.state[p].update(self._new_state(p, config))
 
-    @torch.no_grad()
     def update_step(self, group: dict[str, Any], p: Tensor, gindex: int, pindex: int) -> None:
         """Update a parameter, whose state has been made, with its gradient.
 
@@ -131,13 +127,15 @@ class OptimizerByName(KbitOptimizer):
         ValueError
             If there is no gradient, or one that is sparse.
         """
-        where = f"param_groups[{gindex}]['params'][{pindex}]"
         if p.grad is None:
-            raise error(f"{where}.grad", "a tensor", None)
-        config, state = self.get_config(gindex, pindex, group), self.state[p]
-        self._prepare(p, p.grad, state, config, where)
-        constants = self._constants(config, state["step"] + 1)
-        self._update(Batch(self._rule_of(config), constants, None, [p], [p.grad], [state]))
+            where = f"param_groups[{gindex}]['params'][{pindex}].grad"
+            raise error(where, "a tensor", None)
+        groups = self.param_groups
+        self.param_groups = [{**group, "params": [p]}]
+        try:
+            KbitOptimizer.step(self)  # that of the derived class has called this
+        finally:
+            self.param_groups = groups
 
 
 class Optimizer1State(OptimizerByName):

@@ -63,6 +63,8 @@ def replace_parameter_4bit(
     compress_statistics: bool = False,
     quant_type: str = "nf4",
     blocksize: int | None = None,
+    *,
+    scale_search: bool = False,
 ) -> None:
     """Quantize a parameter of a module to 4 bits, in place.
 
@@ -86,6 +88,8 @@ def replace_parameter_4bit(
         ``"nf4"`` or ``"fp4"``.
     blocksize
         Elements that share a scale: 32, 64 (the default), 128, ..., 4096.
+    scale_search
+        As for ``quantize_4bit``.
 
     Raises
     ------
@@ -102,6 +106,7 @@ def replace_parameter_4bit(
         blocksize=blocksize,
         compress_statistics=compress_statistics,
         quant_type=quant_type,
+        scale_search=scale_search,
     )
     _replace(module, param_name, packed, state)
 

@@ -51,6 +51,52 @@ def quantize_4bit(
     return packed, A.new_empty(blocks_of(numel, blocksize), dtype=torch.float32)
 
 
+@operation(
+    "scale_search_4bit(Tensor A, Tensor? importance, float[] factors, int refinements, "
+    "int blocksize, str quant_type) -> Tensor"
+)
+def scale_search_4bit(
+    A: Tensor,
+    importance: Tensor | None,
+    factors: Sequence[float],
+    refinements: int,
+    blocksize: int,
+    quant_type: str,
+) -> Tensor:
+    """Scale of each block, float32 of either sign, whose nearest codes have the smallest error.
+
+    Each of ``factors`` times the block's absmax is tried, and then the scale that is best for the
+    codes found, ``refinements`` times. Squared errors are weighted by ``importance``, float32 of
+    the last dimension's size, finite and not negative. No block gets a larger error than with its
+    absmax.
+    """
+    check_dtype("A", A, *FLOAT_DTYPES)
+    check_4bit_type(blocksize, quant_type)
+    if not factors or not all(0.0 < abs(factor) < math.inf for factor in factors):
+        raise error("factors", "finite numbers other than 0", list(factors))
+    if refinements < 0:
+        raise error("refinements", "a number of at least 0", refinements)
+    if importance is not None:
+        check_vector("importance", importance, torch.float32, A.shape[-1] if A.dim() else 1)
+    return A.new_empty(blocks_of(A.numel(), blocksize), dtype=torch.float32)
+
+
+@operation(
+    "encode_4bit(Tensor A, Tensor absmax, int blocksize, str quant_type, "
+    "ScalarType quant_storage) -> Tensor"
+)
+def encode_4bit(
+    A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+) -> Tensor:
+    """Packed codes, nearest at the scales given: one per block, of either sign.
+
+    The scale of a block that is not finite has to be NaN, so that it decodes to NaN.
+    """
+    packed, scales = quantize_4bit(A, blocksize, quant_type, quant_storage)
+    check_entries("absmax", absmax, torch.float32, scales.numel(), "one per block")
+    return packed
+
+
 def _check_dequantize_4bit(
     A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Sequence[int]
 ) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
+from bnbx.functional import quantize_4bit
 from bnbx.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 from bnbx.nn.parametrize import quantized_parameters, restore_parameter
 from bnbx.ops import BLOCKSIZES_4BIT, check_4bit_type, error
+from bnbx.quantize.calibration import calibrated
 from bnbx.quantize.experts import ExpertSettings
+from bnbx.quantize.gptq import quantize_with_moments
 from bnbx.quantize.plan import names_of_modules, plan
 from bnbx.quantize.report import LayerReport, QuantizationReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch.nn import Module
 
@@ -41,6 +46,9 @@ def quantize_(
     blocksize: int = 64,
     threshold: float = 6.0,
     quant_storage: torch.dtype = torch.uint8,
+    scale_search: bool = False,
+    calibration: Iterable[Any] | None = None,
+    calibration_method: str = "gptq",
     untie: bool = False,
     progress: bool = True,
 ) -> QuantizationReport:
@@ -69,6 +77,18 @@ def quantize_(
         ``quant_storage`` of ``Linear4bit``. Experts are left if ``quant_storage`` is not uint8.
     threshold
         int8 only: as for ``Linear8bitLt``.
+    scale_search
+        4-bit only: as for ``quantize_4bit``. With ``calibration`` it always happens.
+    calibration
+        4-bit only: batches for the model, each a tensor, a tuple of arguments or a dict of
+        keywords, from which the layers learn what their inputs look like. A few thousand tokens of
+        text like that which the model will see. A stack of blocks, as of a transformer, is
+        quantized block by block, with inputs from blocks that are quantized already. Experts come
+        last; of them only the scales are searched.
+    calibration_method
+        ``"gptq"``: rounding errors are made good by the weights that are rounded later (Frantar et
+        al. 2022). ``"imatrix"``: scales are searched with errors weighted by the second moments of
+        the inputs; faster, with less memory.
     untie
         Whether to quantize weights tied to something that is not, which unties them. The other one
         stays in memory.
@@ -89,22 +109,30 @@ def quantize_(
     if isinstance(model, torch.nn.Linear):
         hint = "Make a Linear4bit or Linear8bitLt of it."
         raise error("model", "a module that contains linear layers", type(model).__name__, hint)
-    make = _maker(kind, double_quant, compute_dtype, blocksize, threshold, quant_storage)
-    experts = ExpertSettings(kind, double_quant, compute_dtype, blocksize, quant_storage)
+    make = _maker(
+        kind, double_quant, compute_dtype, blocksize, threshold, quant_storage, scale_search
+    )
+    if calibration is not None and kind == "int8":
+        raise error("calibration", "None, because 'int8' has no use for it", "batches")
+    search = scale_search or calibration is not None
+    experts = ExpertSettings(kind, double_quant, compute_dtype, blocksize, quant_storage, search)
     chosen, skipped, unused = plan(model, skip, experts, untie=untie)
+    groups: Iterable[tuple[list[Layer], dict[str, Tensor]]] = [(chosen, {})]
+    if calibration is not None:
+        linear = [layer for layer in chosen if layer.is_linear]
+        others = [layer for layer in chosen if not layer.is_linear]
+        calibrated_groups = calibrated(model, linear, calibration, calibration_method)
+        groups = itertools.chain(calibrated_groups, [(others, {})])
     layers: list[LayerReport] = []
     done: dict[Any, QuantizedParameter] = {}
-    for layer in _with_progress(chosen, f"quantizing to {kind}", progress):
-        if not layer.is_linear:
-            layers += _quantize_experts(model, layer, experts)
-            continue
-        old = cast("torch.nn.Linear", model.get_submodule(layer.names[0]))
-        twin = done.get(layer.tie)
-        new = make(old) if twin is None else make(old, twin)
-        done[layer.tie] = weight = cast("QuantizedParameter", new.weight)
-        layers.append(_report(layer.names[0], kind, old.weight, weight, tied=twin is not None))
-        _replace(model, layer.names, old, new)
-        del old  # Its weight is freed now, before the next layer's is quantized.
+    with _progress_bar(len(chosen), f"quantizing to {kind}", progress) as advance:
+        for layer, moments in ((each, moments) for group, moments in groups for each in group):
+            if layer.is_linear:
+                moment = moments.pop(layer.names[0], None)
+                layers.append(_quantize_layer(model, layer, kind, make, done, moment))
+            else:
+                layers += _quantize_experts(model, layer, experts)
+            advance()
     return QuantizationReport(tuple(layers), skipped, unused)
 
 
@@ -152,6 +180,23 @@ def dequantize_(model: Module, dtype: torch.dtype | None = None) -> Module:
     return model
 
 
+def _quantize_layer(
+    model: Module,
+    layer: Layer,
+    kind: str,
+    make: Callable[..., Linear4bit | Linear8bitLt],
+    done: dict[Any, QuantizedParameter],
+    moments: Tensor | None,
+) -> LayerReport:
+    """Replace a linear layer; on return nothing here holds its old weight."""
+    old = cast("torch.nn.Linear", model.get_submodule(layer.names[0]))
+    twin = done.get(layer.tie)
+    new = make(old, twin, moments)
+    done[layer.tie] = weight = cast("QuantizedParameter", new.weight)
+    _replace(model, layer.names, old, new)
+    return _report(layer.names[0], kind, old.weight, weight, tied=twin is not None)
+
+
 def _quantize_experts(
     model: Module, layer: Layer, experts: ExpertSettings
 ) -> Iterable[LayerReport]:
@@ -170,6 +215,7 @@ def _maker(
     blocksize: int,
     threshold: float,
     quant_storage: torch.dtype,
+    scale_search: bool,
 ) -> Callable[..., Linear4bit | Linear8bitLt]:
     """Return the function that makes a quantized layer of a linear one, or with a given weight."""
     if kind not in KINDS:
@@ -179,6 +225,7 @@ def _maker(
         "compute_dtype": (compute_dtype, None),
         "blocksize": (blocksize, 64),
         "quant_storage": (quant_storage, torch.uint8),
+        "scale_search": (scale_search, False),
     }
     useless = settings_4bit if kind == "int8" else {"threshold": (threshold, 6.0)}
     for name, (value, default) in useless.items():
@@ -191,6 +238,7 @@ def _maker(
     check_4bit_type(blocksize, kind)
     return functools.partial(
         _make_4bit,
+        scale_search=scale_search,
         compute_dtype=compute_dtype,
         compress_statistics=double_quant,
         quant_type=kind,
@@ -200,15 +248,25 @@ def _maker(
 
 
 def _make_4bit(
-    old: torch.nn.Linear, weight: QuantizedParameter | None = None, **settings: Any
+    old: torch.nn.Linear,
+    weight: QuantizedParameter | None = None,
+    moments: Tensor | None = None,
+    *,
+    scale_search: bool,
+    **settings: Any,
 ) -> Linear4bit:
     new = Linear4bit(old.in_features, old.out_features, bias=False, device="meta", **settings)
+    if weight is None and (scale_search or moments is not None):
+        weight = _searched(old.weight.data, cast("Params4bit", new.weight), moments)
     new.weight = _quantized(old, new) if weight is None else weight
     return new
 
 
 def _make_8bit(
-    old: torch.nn.Linear, weight: QuantizedParameter | None = None, **settings: Any
+    old: torch.nn.Linear,
+    weight: QuantizedParameter | None = None,
+    _: Tensor | None = None,
+    **settings: Any,
 ) -> Linear8bitLt:
     new = Linear8bitLt(old.in_features, old.out_features, bias=False, device="meta", **settings)
     new.weight = _quantized(old, new) if weight is None else weight
@@ -218,6 +276,16 @@ def _make_8bit(
 def _quantized(old: torch.nn.Linear, new: torch.nn.Linear) -> QuantizedParameter:
     """Quantize a layer's weight as the weight of another is to be."""
     return cast("QuantizedParameter", new.weight).like(old.weight.data).to(old.weight.device)
+
+
+def _searched(weight: Tensor, like: Params4bit, moments: Tensor | None) -> Params4bit:
+    """Quantize a weight with a search for its scales, and with the moments of its inputs if any."""
+    how = (like.blocksize, like.compress_statistics, like.quant_type, like.quant_storage)
+    if moments is None:
+        packed, state = quantize_4bit(weight, None, None, *how, scale_search=True)
+    else:
+        packed, state = quantize_with_moments(weight, moments, *how)
+    return like.like(packed, requires_grad=False, quant_state=state, bnb_quantized=True)
 
 
 @functools.cache
@@ -273,12 +341,15 @@ def _dequantized(weight: QuantizedParameter, dtype: torch.dtype | None) -> Tenso
     return weight.dequantize().to(dtype)
 
 
-def _with_progress(layers: Sequence[Layer], title: str, progress: bool) -> Iterable[Layer]:
-    if not progress:
-        return layers
+@contextlib.contextmanager
+def _progress_bar(total: int, title: str, progress: bool) -> Iterator[Callable[[], Any]]:
+    """Yield what to call after each layer."""
     try:
-        tqdm = importlib.import_module("tqdm.auto")
+        tqdm = importlib.import_module("tqdm.auto") if progress else None
     except ImportError:
-        return layers
-    bar: Iterable[Layer] = tqdm.tqdm(layers, desc=title, unit="layer")
-    return bar
+        tqdm = None
+    if tqdm is None:
+        yield lambda: None
+        return
+    with tqdm.tqdm(total=total, desc=title, unit="layer") as bar:
+        yield bar.update

@@ -26,6 +26,7 @@ class ExpertSettings:
     compute_dtype: torch.dtype | None
     blocksize: int
     quant_storage: torch.dtype
+    scale_search: bool
 
     def reason_to_leave(self, module: Module) -> str:
         """Return why experts cannot be quantized so; nothing if they can."""
@@ -59,6 +60,7 @@ class ExpertSettings:
             compress_statistics=self.double_quant,
             quant_type=self.kind,
             blocksize=self.blocksize,
+            scale_search=self.scale_search,
         )
         parametrization = module.get_submodule(f"parametrizations.{name}.0")
         parametrization.compute_dtype = self.compute_dtype  # type: ignore[assignment]
