@@ -14,7 +14,7 @@ import bnbx
 
 from .documents import ROOT
 
-INVENTORY = ROOT / "build" / "site" / "objects.inv"
+SITE = ROOT / "build" / "site"
 MODULES = [
     *("bnbx", "bnbx.quantize", "bnbx.codebooks", "bnbx.checkpoint", "bnbx.evaluation"),
     "bnbx.nn.parametrize",
@@ -47,13 +47,18 @@ CALLABLE = [(name, value) for name, value in public_objects() if callable(value)
 
 
 def test_every_name_is_in_the_site():
-    header, entries = INVENTORY.read_bytes().split(b"zlib.\n", 1)
+    header, entries = (SITE / "objects.inv").read_bytes().split(b"zlib.\n", 1)
     assert b"Sphinx inventory version 2" in header
     lines = zlib.decompress(entries).decode().splitlines()
     documented = {line.split(" ")[0] for line in lines if " py:" in line}
     assert len(documented) > 150
     names = [*MODULES, *(name for name, _ in public_objects())]
     assert [name for name in names if name not in documented] == []
+
+
+def test_the_first_page_leads_on():
+    address = re.search(r'url=([^"]+)"', (SITE / "index.html").read_text())[1]
+    assert (SITE / address).is_file()
 
 
 def section(docstring, title):

@@ -31,7 +31,8 @@ SESSIONS = {
 }
 #: Blocks of these are read by people alone.
 NOT_RUN = {"text", "json", "yaml", "toml"}
-LANGUAGES = NOT_RUN | {"python", "output", "pycon", "bash", "{eval-rst}", "{toctree}"}
+SHELLS = ("bash", "sh")
+LANGUAGES = NOT_RUN | {*SHELLS, "python", "output", "pycon", "{eval-rst}", "{toctree}"}
 run_python = PythonEvaluator()
 outputs = {}
 #: peft asks transformers for a name that the latter is about to drop.
@@ -86,7 +87,7 @@ def check_options(words):
 PARSERS = (
     CodeBlockParser("python", run_block),
     CodeBlockParser("output", check_output),
-    CodeBlockParser("bash", check_commands),
+    *(CodeBlockParser(shell, check_commands) for shell in SHELLS),
     DocTestParser(),
     SkipParser(),
 )
@@ -107,3 +108,12 @@ def test_nothing_is_left_out(document):
     assert set(re.findall(r"^ *```(.*)$", text, re.MULTILINE)[::2]) <= LANGUAGES
     skips = re.findall(r"<!--+ skip:(.*?)-->", text)
     assert all(re.fullmatch(r' next ".{10,}" ', skip) for skip in skips)
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["nox -s none", "nox -s lint none -- -k x", "bnbx none", "bnbx info --none", "python none.py"],
+)
+def test_commands_that_do_not_exist_are_found(command):
+    with pytest.raises(AssertionError):
+        check_command(shlex.split(command))
