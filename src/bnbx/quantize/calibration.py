@@ -36,7 +36,9 @@ class _Moments:
         new = rows.t() @ rows if self.pairs else rows.square().sum(dim=0)
         if not bool(new.isfinite().all()):
             hint = "Look at the batch, and at the layers before it."
-            raise error("calibration", "finite inputs of every layer", f"others of {self.name}", hint)
+            raise error(
+                "calibration", "finite inputs of every layer", f"others of {self.name}", hint
+            )
         self.total = new if self.total is None else self.total.add_(new)
         self.rows += len(rows)
 
