@@ -20,11 +20,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import torch
+from demo_parts import inputs, measure
+from demo_parts.packages import TEXT_PACKAGE
 
 import bnbx
 from common import default_threads, set_threads
-from demo_parts import inputs, measure
-from demo_parts.packages import TEXT_PACKAGE
 
 WINDOW, WINDOWS, STRIDE = 1024, 10, 100
 #: What is compared: name, tokens of calibration, and arguments of ``bnbx.quantize_``.
@@ -59,12 +59,12 @@ def study(names: list[str]) -> list[dict[str, Any]]:
     perplexity = measure.perplexity(model, text, "bf16")
     rows = [{"name": "bf16", "perplexity": perplexity, "bytes": measure.size(model)}]
     print(rows[-1])
-    for name, tokens, settings in VARIANTS:
+    for name, tokens, changes in VARIANTS:
         if names and name not in names:
             continue
         quantized = copy.deepcopy(model)
         batches = list(calibration[: tokens // WINDOW].split(1)) if tokens else None
-        settings = {"double_quant": False, **settings}
+        settings: dict[str, Any] = {"double_quant": False, **changes}
         start = time.perf_counter()
         bnbx.quantize_(quantized, skip="lm_head", calibration=batches, **settings)
         seconds = time.perf_counter() - start

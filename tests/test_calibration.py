@@ -118,6 +118,26 @@ def test_a_model_without_a_stack():
     assert [layer.name for layer in report.layers] == ["0", "2"]
 
 
+class Parallel(nn.Module):
+    """A list of modules that is no chain: all get the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x):
+        return sum(expert(x) for expert in self.experts)
+
+
+def test_modules_that_are_no_chain_get_the_inputs_that_they_have():
+    net, alone = Parallel(), nn.Sequential(nn.Linear(64, 64))
+    alone[0].load_state_dict(net.experts[2].state_dict())
+    batches = [torch.randn(20, 64) @ torch.randn(64, 64) for _ in range(3)]
+    for module in (net, alone):
+        bnbx.quantize_(module, progress=False, calibration=batches)
+    assert torch.equal(net.experts[2].weight, alone[0].weight)
+
+
 class Picky(nn.Module):
     def __init__(self) -> None:
         super().__init__()
