@@ -46,9 +46,8 @@ class ScaleSearch {
       const int64_t start = b * blocksize;
       largest[b] = spread(A + start, first + start, smaller(blocksize, n - start), b);
     }
-    const F32 ratio =
-        importance_ == nullptr ? best<false>(factors, trials, refinements)
-                               : best<true>(factors, trials, refinements);
+    const F32 ratio = importance_ == nullptr ? best<false>(factors, trials, refinements)
+                                             : best<true>(factors, trials, refinements);
     float ratios[kBlocks];
     V::store(ratios, ratio);
     for (int64_t b = 0; b < blocks; ++b) {

@@ -308,3 +308,54 @@ def test_the_codebook_of_a_state_belongs_to_its_owner() -> None:
     assert torch.equal(fresh.code, F.get_4bit_type("fp4"))
     assert torch.equal(fresh.state2.code, F.create_dynamic_map())
     assert F.dequantize_4bit(packed, fresh).any()
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("compress_statistics", [False, True])
+@pytest.mark.parametrize("shape", [(96, 192), (7, 33), (5,), (0, 4)])
+def test_scale_search_lowers_the_error(quant_type, compress_statistics, shape):
+    A, importance = torch.randn(shape), torch.rand(shape[-1]).pow(4)
+    how = {"quant_type": quant_type, "compress_statistics": compress_statistics}
+
+    def error(weights, **search):
+        decoded = F.dequantize_4bit(*F.quantize_4bit(A, **how, **search))
+        return ((A - decoded).square() * weights).sum()
+
+    ones = torch.ones(shape[-1])
+    plain, searched = error(ones), error(ones, scale_search=True)
+    weighted = error(importance, scale_search=True, importance=importance)
+    if A.numel() > 1000:
+        assert searched < plain
+        assert weighted < error(importance, scale_search=True)
+    elif not compress_statistics:
+        assert searched <= plain * (1 + 1e-5)
+
+
+def test_scale_search_chooses_codes_for_the_scales_as_decoded():
+    A = torch.randn(64, 64) * torch.rand(64, 1)
+    packed, state = F.quantize_4bit(
+        A, quant_type="nf4", compress_statistics=True, scale_search=True
+    )
+    scales = state.float_absmax()
+    assert (scales < 0).any()
+    entries = (A / scales.unsqueeze(1)).unsqueeze(2) - state.code
+    decoded = F.dequantize_4bit(packed, state) / scales.unsqueeze(1)
+    nearest = entries.abs().amin(dim=2)
+    assert torch.allclose((A / scales.unsqueeze(1) - decoded).abs(), nearest, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-6, 1e20])
+def test_only_ratios_of_importance_count(factor):
+    A, importance = torch.randn(8, 128), torch.rand(128) + 0.01
+    first = F.quantize_4bit(A, scale_search=True, importance=importance)
+    second = F.quantize_4bit(A, scale_search=True, importance=importance * factor)
+    assert (first[0] != second[0]).double().mean() < 0.01
+
+
+def test_importance_is_checked():
+    A = torch.randn(2, 64)
+    for importance in (torch.full((64,), -1.0), torch.full((64,), float("nan")), torch.ones(63)):
+        with pytest.raises(ValueError, match="^importance: "):
+            F.quantize_4bit(A, scale_search=True, importance=importance)
+    with pytest.raises(ValueError, match="^importance: expected None"):
+        F.quantize_4bit(A, importance=torch.ones(64))

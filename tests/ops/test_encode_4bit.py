@@ -17,9 +17,10 @@ encode = torch.ops.bnbx.encode_4bit
 
 
 def signed_scales(blocks):
-    return values(blocks, torch.float32).abs().add(0.1) * torch.tensor([1.0, -1.0])[
-        torch.arange(blocks) % 2
-    ]
+    return (
+        values(blocks, torch.float32).abs().add(0.1)
+        * torch.tensor([1.0, -1.0])[torch.arange(blocks) % 2]
+    )
 
 
 @every_isa

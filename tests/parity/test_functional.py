@@ -178,3 +178,21 @@ def test_optimizer_update_32bit(dtype: torch.dtype) -> None:
         results.append((p, m, v))
     for mine, expected in zip(*results, strict=True):
         torch.testing.assert_close(mine, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_searched_scales_decode_alike(quant_type: str, nested: bool) -> None:
+    """Scales of either sign: what is written is read, from packed entries, with equal values."""
+    A = torch.randn(64, 256) * torch.rand(64, 1)
+    packed, state = F.quantize_4bit(
+        A, quant_type=quant_type, compress_statistics=nested, scale_search=True
+    )
+    if quant_type == "nf4":
+        assert (state.float_absmax() < 0).any()
+    entries = state.as_dict(packed=True)
+    theirs = BF.QuantState.from_dict(entries, torch.device("cpu"))
+    decoded = BF.dequantize_4bit(packed, theirs)
+    assert torch.equal(F.dequantize_4bit(packed, state), decoded)
+    x = torch.randn(3, 256)
+    assert torch.allclose(bnb.matmul_4bit(x, packed.t(), theirs), x @ decoded.t(), atol=1e-3)

@@ -124,9 +124,7 @@ def quantize_4bit(
     return into("out", out, packed), state
 
 
-def search_scales(
-    A: Tensor, blocksize: int, quant_type: str, importance: Tensor | None
-) -> Tensor:
+def search_scales(A: Tensor, blocksize: int, quant_type: str, importance: Tensor | None) -> Tensor:
     """Return the scales of ``quantize_4bit`` with ``scale_search``, float32, one per block."""
     check_4bit_type(blocksize, quant_type)
     if importance is not None:

@@ -92,6 +92,7 @@ def encode_4bit(
 
     The scale of a block that is not finite has to be NaN, so that it decodes to NaN.
     """
+    packed: Tensor
     packed, scales = quantize_4bit(A, blocksize, quant_type, quant_storage)
     check_entries("absmax", absmax, torch.float32, scales.numel(), "one per block")
     return packed

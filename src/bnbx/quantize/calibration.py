@@ -36,7 +36,9 @@ class _Moments:
         new = rows.t() @ rows if self.pairs else rows.square().sum(dim=0)
         if not bool(new.isfinite().all()):
             hint = "Look at the batch, and at the layers before it."
-            raise error("calibration", "finite inputs of every layer", f"others of {self.name}", hint)
+            raise error(
+                "calibration", "finite inputs of every layer", f"others of {self.name}", hint
+            )
         self.total = new if self.total is None else self.total.add_(new)
         self.rows += len(rows)
 
@@ -47,14 +49,32 @@ class _Moments:
         return self.total / self.rows
 
 
-class _Reached(Exception):  # noqa: N818 (no error: a forward pass that need not go on)
-    pass
+@dataclasses.dataclass
+class _Batch:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 @dataclasses.dataclass
 class _Call:
+    """What a block is called with; what it changes comes first, or is called hidden_states."""
+
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def hidden(self) -> Any:
+        return self.args[0] if self.args else self.kwargs.get("hidden_states")
+
+    def without_hidden(self) -> _Call:
+        if self.args:
+            return _Call((None, *self.args[1:]), self.kwargs)
+        return _Call((), {**self.kwargs, "hidden_states": None})
+
+    def run(self, block: Module, hidden: Any) -> Any:
+        if self.args:
+            return _first(block(hidden, *self.args[1:], **self.kwargs))
+        return _first(block(**{**self.kwargs, "hidden_states": hidden}))
 
 
 def calibrated(
@@ -64,8 +84,9 @@ def calibrated(
 
     The blocks of a stack of blocks come one after the other, each with the inputs that it gets
     once those before it have changed; the moments of one block are in memory at a time, and the
-    inputs of one block for all batches. What is not in a stack comes layer by layer, with one pass
-    of the whole model for each.
+    inputs of one block for all batches. What is not in a stack, or in one whose blocks are not
+    called once each with what the one before returns, comes layer by layer, with one pass of the
+    whole model for each.
 
     Parameters
     ----------
@@ -87,11 +108,15 @@ def calibrated(
         raise error("calibration_method", f"one of {METHODS}", repr(method))
     if isinstance(batches, Tensor | dict):
         raise error("calibration", "several batches, in a list or another iterable", type(batches))
-    calls = [_call(batch) for batch in batches]
-    if not calls:
+    given = [_batch(batch) for batch in batches]
+    if not given:
         raise error("calibration", "at least one batch", "none")
     pairs = method == "gptq"
     stack = _stack(model, layers)
+    recorded = [_recorded(model, stack, batch) for batch in given] if stack else []
+    calls = [of_batch for of_batch in recorded if of_batch is not None]
+    if len(calls) < len(given):
+        stack = []
     inside = [[y for y in layers if y.names[0].startswith(f"{block}.")] for block in stack]
     of_blocks = {layer.names[0] for group in inside for layer in group}
     before_stack = True
@@ -102,18 +127,18 @@ def calibrated(
                 before_stack = False
             continue
         with _evaluating(model), _watching(model, [layer], pairs=pairs) as moments:
-            for call in calls:
-                model(*call.args, **call.kwargs)
+            for batch in given:
+                model(*batch.args, **batch.kwargs)
         yield [layer], {name: m.mean() for name, m in moments.items()}
 
 
-def _call(batch: Any) -> _Call:
+def _batch(batch: Any) -> _Batch:
     if isinstance(batch, Tensor):
-        return _Call((batch,), {})
+        return _Batch((batch,), {})
     if isinstance(batch, tuple | list):
-        return _Call(tuple(batch), {})
+        return _Batch(tuple(batch), {})
     if hasattr(batch, "keys"):
-        return _Call((), dict(batch))
+        return _Batch((), dict(batch))
     raise error("calibration", "batches that are tensors, tuples or dicts", type(batch).__name__)
 
 
@@ -126,63 +151,66 @@ def _stack(model: Module, layers: Sequence[Layer]) -> list[str]:
             continue
         blocks = [f"{name}.{i}" if name else str(i) for i in range(len(module))]
         count = sum(y.names[0].startswith(tuple(f"{b}." for b in blocks)) for y in layers)
-        if count > most and all(_takes_what_it_gives(block) for block in module):
+        if count > most:
             best, most = blocks, count
     return best
-
-
-def _takes_what_it_gives(block: Module) -> bool:
-    return not isinstance(block, torch.nn.Linear | torch.nn.ModuleList)
 
 
 def _through(
     model: Module,
     stack: Sequence[str],
     inside: Sequence[list[Layer]],
-    calls: Sequence[_Call],
+    batches: Sequence[list[_Call]],
     *,
     pairs: bool,
 ) -> Iterator[tuple[list[Layer], dict[str, Tensor]]]:
-    with _evaluating(model):
-        inputs = [_reach(model, stack[0], call) for call in calls]
-    for name, group in zip(stack, inside, strict=True):
+    hidden = [calls[0].hidden for calls in batches]
+    for number, (name, group) in enumerate(zip(stack, inside, strict=True)):
         block = model.get_submodule(name)
+        calls = [of_batch[number] for of_batch in batches]
         with _evaluating(model), _watching(model, group, pairs=pairs) as moments:
-            for call in inputs:
-                block(*call.args, **call.kwargs)
+            for call, given in zip(calls, hidden, strict=True):
+                call.run(block, given)
         yield group, {layer: m.mean() for layer, m in moments.items()}
         del moments
         with _evaluating(model):
-            for call in inputs:
-                out = block(*call.args, **call.kwargs)
-                hidden = out if isinstance(out, Tensor) else out[0]
-                if call.args:
-                    call.args = (hidden, *call.args[1:])
-                else:
-                    call.kwargs["hidden_states"] = hidden
+            hidden = [call.run(block, given) for call, given in zip(calls, hidden, strict=True)]
 
 
-def _reach(model: Module, name: str, call: _Call) -> _Call:
-    """Return what a block is called with when the model is called."""
-    found: list[_Call] = []
+def _recorded(model: Module, stack: Sequence[str], batch: _Batch) -> list[_Call] | None:
+    """Return what each block is called with; None unless each gets what the one before returns."""
+    calls: list[_Call] = []
+    last: list[Any] = [None]
+    chained = True
 
-    def stop(_: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(_Call(args, dict(kwargs)))
-        raise _Reached
+    def before(block: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal chained
+        call = _Call(args, {k: None if k in _CACHES else v for k, v in kwargs.items()})
+        in_order = len(calls) < len(blocks) and block is blocks[len(calls)]
+        chained &= in_order and isinstance(call.hidden, Tensor)
+        chained &= not calls or call.hidden is last[0]
+        calls.append(call if not calls else call.without_hidden())
 
-    handle = model.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
+    def after(_: Module, __: Any, out: Any) -> None:
+        last[0] = _first(out)
+
+    blocks = [model.get_submodule(name) for name in stack]
+    handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
+    handles += [b.register_forward_hook(after) for b in blocks]
     try:
-        with contextlib.suppress(_Reached):
-            model(*call.args, **call.kwargs)
+        with _evaluating(model):
+            model(*batch.args, **batch.kwargs)
     finally:
-        handle.remove()
-    if not found:
-        raise error("calibration", f"batches that reach {name}", "one that does not")
-    # A cache would make the second call of a block another one than the first.
-    kept = {k: None if k in _CACHES else v for k, v in found[0].kwargs.items()}
-    return _Call(found[0].args, kept)
+        for handle in handles:
+            handle.remove()
+    return calls if chained and len(calls) == len(blocks) else None
 
 
+def _first(out: Any) -> Any:
+    return out if isinstance(out, Tensor) or not isinstance(out, tuple | list) else out[0]
+
+
+#: A cache would make the second call of a block another one than the first.
 _CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 

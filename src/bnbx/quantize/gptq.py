@@ -109,4 +109,5 @@ def _factor(moments: Tensor) -> Tensor:
     mean = damped.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     damped.diagonal().add_(DAMPING * mean)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float()
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()
