@@ -120,5 +120,5 @@ def test_a_package_of_aotinductor(kinds: list[Any], tmp_path: Path, device: str)
     torch.save(given, files[1])
     torch.save(module(*given), files[2])
     command = [sys.executable, "-c", IN_ANOTHER_PROCESS, *map(str, files)]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True)
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
     assert ended.returncode == 0, ended.stderr
