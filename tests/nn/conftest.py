@@ -85,6 +85,11 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
+@pytest.fixture
+def kinds() -> list[Kind]:
+    return KINDS
+
+
 def _bits(value: Any) -> Any:
     """Return a tensor's bytes, so that packed codes that look like NaN compare."""
     value = value.detach()
