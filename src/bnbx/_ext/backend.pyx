@@ -237,33 +237,17 @@ cdef void add_scales(vector[k.ParameterUpdate]& updates, list absmax1, list absm
             updates[i].absmax2 = <float*> <uintptr_t> absmax2[i]
 
 
-def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
-                                    list state1, list state2, list unorm, uintptr_t qmap1,
-                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
-                                    list step, list compensation, list seed,
-                                    tuple hyperparameters, uintptr_t stream):
+def optimizer_update_blockwise(int rule, int bits, list g, list g_dtypes, list p, list p_dtypes,
+                               list state1, list state2, list unorm, uintptr_t qmap1,
+                               uintptr_t qmap2, list absmax1, list absmax2, list numel, list step,
+                               list compensation, list seed, tuple hyperparameters,
+                               uintptr_t stream):
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
     add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
                    compensation, seed)
     add_scales(updates, absmax1, absmax2)
     with nogil:
-        k.optimizer_update_8bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
-                                          <const float*> qmap1, <const float*> qmap2, h,
-                                          <k.Stream> stream)
-
-
-def optimizer_update_4bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
-                                    list state1, list state2, list unorm, uintptr_t qmap1,
-                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
-                                    list step, list compensation, list seed,
-                                    tuple hyperparameters, uintptr_t stream):
-    cdef vector[k.ParameterUpdate] updates
-    cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
-                   compensation, seed)
-    add_scales(updates, absmax1, absmax2)
-    with nogil:
-        k.optimizer_update_4bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
-                                          <const float*> qmap1, <const float*> qmap2, h,
-                                          <k.Stream> stream)
+        k.optimizer_update_blockwise(<k.OptimizerRule> rule, bits, updates.data(), updates.size(),
+                                     <const float*> qmap1, <const float*> qmap2, h,
+                                     <k.Stream> stream)

@@ -448,16 +448,11 @@ class NativeBackend:
                 self.stream_of(p[0]),
             )
 
-    def optimizer_update_8bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
-        self._update_codes(self.ext.optimizer_update_8bit_blockwise, optimizer_name, *call)
-
-    def optimizer_update_4bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
-        self._update_codes(self.ext.optimizer_update_4bit_blockwise, optimizer_name, *call)
-
-    def _update_codes(
+    def optimizer_update_blockwise(
         self,
-        kernel: Callable[..., None],
+        _: None,
         optimizer_name: str,
+        bits: int,
         g: Sequence[Tensor],
         p: Sequence[Tensor],
         state1: Sequence[Tensor],
@@ -473,8 +468,9 @@ class NativeBackend:
         g = [t.contiguous() for t in g]
         qmap1, qmap2 = qmap1.contiguous(), None if qmap2 is None else qmap2.contiguous()
         if p:
-            kernel(
+            self.ext.optimizer_update_blockwise(
                 RULE_NUMBERS[optimizer_name],
+                bits,
                 _pointers(g),
                 [DTYPES[t.dtype] for t in g],
                 _pointers(p),

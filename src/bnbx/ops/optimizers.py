@@ -263,15 +263,16 @@ def optimizer_update_32bit(
 
 
 @operation(
-    "optimizer_update_8bit_blockwise(str optimizer_name, Tensor[] g, Tensor(a!)[] p, "
+    "optimizer_update_blockwise(str optimizer_name, int bits, Tensor[] g, Tensor(a!)[] p, "
     "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, Tensor qmap1, "
     "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
     "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
     "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0, "
     "Tensor(g!)[]? compensation=None, int[]? seed=None) -> ()"
 )
-def optimizer_update_8bit_blockwise(
+def optimizer_update_blockwise(
     optimizer_name: str,
+    bits: int,
     g: Sequence[Tensor],
     p: Sequence[Tensor],
     state1: Sequence[Tensor],
@@ -295,52 +296,15 @@ def optimizer_update_8bit_blockwise(
     compensation: Sequence[Tensor] | None = None,
     seed: Sequence[int] | None = None,
 ) -> None:
-    """Like ``optimizer_update_32bit``, with uint8 states in blocks of 256 and their absmax."""
-    states, scales = (state1, state2), (absmax1, absmax2)
-    _check_update(8, optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
-    _check_rounding(p, compensation, seed)
-    _check_maps(8, optimizer_name, p, qmap1, qmap2)
+    """Like ``optimizer_update_32bit``, with states of 8 or 4 bits in blocks, and their absmax.
 
-
-@operation(
-    "optimizer_update_4bit_blockwise(str optimizer_name, Tensor[] g, Tensor(a!)[] p, "
-    "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, Tensor qmap1, "
-    "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
-    "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
-    "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0, "
-    "Tensor(g!)[]? compensation=None, int[]? seed=None) -> ()"
-)
-def optimizer_update_4bit_blockwise(
-    optimizer_name: str,
-    g: Sequence[Tensor],
-    p: Sequence[Tensor],
-    state1: Sequence[Tensor],
-    state2: Sequence[Tensor],
-    unorm_vec: Sequence[Tensor],
-    qmap1: Tensor,
-    qmap2: Tensor | None,
-    absmax1: Sequence[Tensor],
-    absmax2: Sequence[Tensor],
-    step: Sequence[int],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    gnorm_scale: float = 1.0,
-    skip_zeros: bool = False,
-    max_unorm: float = 0.0,
-    compensation: Sequence[Tensor] | None = None,
-    seed: Sequence[int] | None = None,
-) -> None:
-    """Like ``optimizer_update_32bit``, with states of 4 bits in blocks of 128 and their absmax.
-
-    A state is uint8 of ``(ceil(numel / 2),)``, or ``(2, ceil(numel / 2))`` where it stacks two
-    values: two codes a byte, the first in the high nibble. Its map has 16 ascending entries.
+    A state is uint8: of the parameter's shape with 8 bits, of ``(ceil(numel / 2),)`` with 4, two
+    codes a byte, the first in the high nibble; where it stacks two values, with a 2 in front. Each
+    ``OPTIMIZER_BLOCKSIZES[bits]`` codes share an absmax. A map has ``2**bits`` ascending entries.
     """
+    if bits not in OPTIMIZER_BLOCKSIZES:
+        raise error("bits", f"one of {tuple(OPTIMIZER_BLOCKSIZES)}", bits)
     states, scales = (state1, state2), (absmax1, absmax2)
-    _check_update(4, optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
+    _check_update(bits, optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
     _check_rounding(p, compensation, seed)
-    _check_maps(4, optimizer_name, p, qmap1, qmap2)
+    _check_maps(bits, optimizer_name, p, qmap1, qmap2)

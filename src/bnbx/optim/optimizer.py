@@ -374,7 +374,6 @@ class KbitOptimizer(torch.optim.Optimizer):
             refuse_uncaptured(batch.parameters[0])
         limited = batch.hyperparameters[-1] > 0.0
         moments = (
-            batch.rule,
             gradients,
             targets,
             column("state1"),
@@ -384,10 +383,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         rounding = rounding_arguments(batch.rounding, states)
         bits = bits_of(states[0], shards[0].shape)
         if bits < 32:
-            update = ops.optimizer_update_4bit_blockwise
-            if bits == 8:
-                update = ops.optimizer_update_8bit_blockwise
-            update(
+            ops.optimizer_update_blockwise(
+                batch.rule,
+                bits,
                 *moments,
                 states[0]["qmap1"],
                 states[0].get("qmap2"),
@@ -398,7 +396,9 @@ class KbitOptimizer(torch.optim.Optimizer):
                 *rounding,
             )
         else:
-            ops.optimizer_update_32bit(*moments, steps, *batch.hyperparameters, *rounding)
+            ops.optimizer_update_32bit(
+                batch.rule, *moments, steps, *batch.hyperparameters, *rounding
+            )
         for shard, target in zip(shards, targets, strict=True):
             if target is not shard:
                 shard.copy_(target)
