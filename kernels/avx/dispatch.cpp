@@ -115,8 +115,7 @@ std::vector<std::string> operations() {
           "int8_linear",
           "estimate_quantiles",
           "optimizer_update_32bit",
-          "optimizer_update_8bit_blockwise",
-          "optimizer_update_4bit_blockwise"};
+          "optimizer_update_blockwise"};
 }
 
 void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
@@ -237,22 +236,15 @@ void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameter
   kernels().optimizer_update_32bit(rule, parameters, count, hyperparameters, stream);
 }
 
-void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
-                                     int64_t count, const float* qmap1, const float* qmap2,
-                                     const Hyperparameters& hyperparameters, Stream stream) {
-  check_ascending("qmap1", qmap1);
-  if (qmap2 != nullptr) check_ascending("qmap2", qmap2);
-  kernels().optimizer_update_8bit_blockwise(rule, parameters, count, qmap1, qmap2, hyperparameters,
-                                            stream);
-}
-
-void optimizer_update_4bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
-                                     int64_t count, const float* qmap1, const float* qmap2,
-                                     const Hyperparameters& hyperparameters, Stream stream) {
-  check_ascending("qmap1", qmap1, 16);
-  if (qmap2 != nullptr) check_ascending("qmap2", qmap2, 16);
-  kernels().optimizer_update_4bit_blockwise(rule, parameters, count, qmap1, qmap2, hyperparameters,
-                                            stream);
+void optimizer_update_blockwise(OptimizerRule rule, int bits, const ParameterUpdate* parameters,
+                                int64_t count, const float* qmap1, const float* qmap2,
+                                const Hyperparameters& hyperparameters, Stream stream) {
+  check_ascending("qmap1", qmap1, 1 << bits);
+  if (qmap2 != nullptr) check_ascending("qmap2", qmap2, 1 << bits);
+  const KernelTable& table = kernels();
+  const BlockwiseUpdate update =
+      bits == 4 ? table.optimizer_update_4bit_blockwise : table.optimizer_update_8bit_blockwise;
+  update(rule, parameters, count, qmap1, qmap2, hyperparameters, stream);
 }
 
 }  // namespace bnbx

@@ -6,6 +6,11 @@
 
 namespace bnbx {
 
+// optimizer_update_blockwise for one number of bits.
+using BlockwiseUpdate = void (*)(OptimizerRule rule, const ParameterUpdate* parameters,
+                                 int64_t count, const float* qmap1, const float* qmap2,
+                                 const Hyperparameters& hyperparameters, Stream stream);
+
 struct KernelTable {
   decltype(&bnbx::quantize_4bit) quantize_4bit;
   decltype(&bnbx::scale_search_4bit) scale_search_4bit;
@@ -25,8 +30,8 @@ struct KernelTable {
   decltype(&bnbx::int8_linear) int8_linear;
   decltype(&bnbx::estimate_quantiles) estimate_quantiles;
   decltype(&bnbx::optimizer_update_32bit) optimizer_update_32bit;
-  decltype(&bnbx::optimizer_update_8bit_blockwise) optimizer_update_8bit_blockwise;
-  decltype(&bnbx::optimizer_update_4bit_blockwise) optimizer_update_4bit_blockwise;
+  BlockwiseUpdate optimizer_update_8bit_blockwise;
+  BlockwiseUpdate optimizer_update_4bit_blockwise;
 };
 
 namespace scalar {

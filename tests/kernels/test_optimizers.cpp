@@ -1,4 +1,4 @@
-// optimizer_update_32bit, optimizer_update_8bit_blockwise and optimizer_update_4bit_blockwise.
+// optimizer_update_32bit and optimizer_update_blockwise.
 #include <algorithm>
 
 #include "check.h"
@@ -225,9 +225,9 @@ void test_8bit(OptimizerRule rule, const Hyperparameters& h, bool dynamic) {
   const auto before = all;
   std::vector<ParameterUpdate> updates;
   for (auto& parameter : all) updates.push_back(parameter.update(false));
-  optimizer_update_8bit_blockwise(rule, updates.data(), static_cast<int64_t>(updates.size()),
-                                  qmap1.data(), states_of(rule) > 1 ? qmap2.data() : nullptr, h,
-                                  nullptr);
+  optimizer_update_blockwise(rule, 8, updates.data(), static_cast<int64_t>(updates.size()),
+                             qmap1.data(), states_of(rule) > 1 ? qmap2.data() : nullptr, h,
+                             nullptr);
   for (size_t j = 0; j < all.size(); ++j) {
     const size_t n = all[j].p.size(), blocks = all[j].absmax2.size();
     for (size_t start = 0; start < n; start += kOptimizerBlocksize) {
@@ -289,8 +289,8 @@ void test_4bit(OptimizerRule rule, const Hyperparameters& h) {
     }
     const auto before = now;
     const ParameterUpdate update = now.update(false);
-    optimizer_update_4bit_blockwise(rule, &update, 1, qmap1.data(),
-                                    states_of(rule) > 1 ? qmap2.data() : nullptr, h, nullptr);
+    optimizer_update_blockwise(rule, 4, &update, 1, qmap1.data(),
+                               states_of(rule) > 1 ? qmap2.data() : nullptr, h, nullptr);
     for (int64_t start = 0; start < n; start += size) {
       std::vector<double> states[3];
       std::vector<uint8_t> codes[3];
@@ -399,8 +399,7 @@ void test_codes_of_states(const std::vector<float>& qmap) {
   u.numel = static_cast<int64_t>(p.size());
   u.step = 1;  // the state is the gradient then
   const Hyperparameters h{0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, false, 0.0};
-  optimizer_update_8bit_blockwise(OptimizerRule::kMomentum, &u, 1, qmap.data(), nullptr, h,
-                                  nullptr);
+  optimizer_update_blockwise(OptimizerRule::kMomentum, 8, &u, 1, qmap.data(), nullptr, h, nullptr);
   for (size_t i = 0; i < g.size(); ++i) {
     const double x = number(g[i]), slack = 16 * eps<float>() * std::fabs(x);
     CHECK(codes[i] == 0 || middles[codes[i] - 1] <= x + slack);

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -12,13 +12,13 @@ from bnbx import codebooks
 from bnbx.backends import reference
 from bnbx.ops import OPTIMIZERS, RULES, state_shape
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 SIGNED = codebooks.create_dynamic_map()
 UNSIGNED = codebooks.create_dynamic_map(signed=False)
-SIGNED_4BIT = codebooks.create_optimizer_map_4bit()
-UNSIGNED_4BIT = codebooks.create_optimizer_map_4bit(signed=False)
+#: The maps of optimizer states by their bits: of those that are never negative, and of the others.
+STATE_MAPS = {
+    8: (UNSIGNED, SIGNED),
+    4: tuple(codebooks.create_optimizer_map_4bit(signed) for signed in (False, True)),
+}
 
 
 def arguments(
@@ -98,8 +98,7 @@ def _every_call(M: int, N: int, K: int, dtype: torch.dtype) -> dict[str, dict[st
         "int8_linear": {"A": A, "CB": CB, "SCB": SCB, "threshold": 6.0, "bias": bias},
         "estimate_quantiles": {"A": W.to(dtype), "offset": 1 / 512, "num_quantiles": 256},
         "optimizer_update_32bit": update_32bit((W.shape, bias.shape), dtype),
-        "optimizer_update_8bit_blockwise": update_8bit((W.shape, bias.shape), dtype),
-        "optimizer_update_4bit_blockwise": update_4bit((W.shape, bias.shape), dtype),
+        "optimizer_update_blockwise": update_blockwise(8, (W.shape, bias.shape), dtype),
     }
 
 
@@ -141,13 +140,6 @@ def update_32bit(
     }
 
 
-def encoded(state: torch.Tensor, qmap: torch.Tensor, stacked: int) -> list[torch.Tensor]:
-    """Return codes and scales of a state, each of the values that it stacks by itself."""
-    parts = state.unbind() if stacked > 1 else [state]
-    quantized = [reference.quantize_blockwise(part, qmap, 256) for part in parts]
-    return [torch.stack(t) if stacked > 1 else t[0] for t in zip(*quantized, strict=True)]
-
-
 def packed(state: torch.Tensor, qmap: torch.Tensor) -> list[torch.Tensor]:
     """Return the packed nearest codes of 4 bits, in blocks of 128, and the scales."""
     flat = state.flatten()
@@ -163,46 +155,29 @@ def unpacked(state: torch.Tensor, numel: int) -> torch.Tensor:
     return torch.stack([state // 16, state % 16], dim=-1).flatten()[:numel].int()
 
 
-def encoded_4bit(state: torch.Tensor, qmap: torch.Tensor, stacked: int) -> list[torch.Tensor]:
-    """Return codes and scales of a state, as ``encoded`` does."""
+def encoded(state: torch.Tensor, bits: int, qmap: torch.Tensor, stacked: int) -> list[torch.Tensor]:
+    """Return codes and scales of a state, each of the values that it stacks by itself."""
     parts = state.unbind() if stacked > 1 else [state]
-    quantized = [packed(part, qmap) for part in parts]
+    quantized = [
+        packed(part, qmap) if bits == 4 else reference.quantize_blockwise(part, qmap, 256)
+        for part in parts
+    ]
     return [torch.stack(t) if stacked > 1 else t[0] for t in zip(*quantized, strict=True)]
 
 
-def update_4bit(
+def update_blockwise(
+    bits: int,
     shapes: tuple[tuple[int, ...], ...],
     dtype: torch.dtype,
     name: str = "adam",
     **hyperparameters: float,
 ) -> dict[str, Any]:
-    """Return the arguments of the same update with 4-bit states."""
+    """Return the arguments of the same update with states of 8 or 4 bits."""
     call = update_32bit(shapes, dtype, name, **hyperparameters)
-    return with_codes(call, encoded_4bit, {True: SIGNED_4BIT, False: UNSIGNED_4BIT})
-
-
-def update_8bit(
-    shapes: tuple[tuple[int, ...], ...],
-    dtype: torch.dtype,
-    name: str = "adam",
-    **hyperparameters: float,
-) -> dict[str, Any]:
-    """Return the arguments of the same update with 8-bit states."""
-    call = update_32bit(shapes, dtype, name, **hyperparameters)
-    return with_codes(call, encoded, {True: SIGNED, False: UNSIGNED})
-
-
-def with_codes(
-    call: dict[str, Any],
-    encode: Callable[[torch.Tensor, torch.Tensor, int], list[torch.Tensor]],
-    qmaps: dict[bool, torch.Tensor],
-) -> dict[str, Any]:
-    """Return the arguments with the states encoded by the maps of signed and of other states."""
-    calls = {**call, "qmap2": None, "absmax2": []}
-    for i, (signed, stacked) in enumerate(RULES[OPTIMIZERS[call["optimizer_name"]]], 1):
-        qmap = qmaps[signed]
-        states = [encode(state, qmap, stacked) for state in calls[f"state{i}"]]
-        calls[f"state{i}"] = [codes for codes, _ in states]
-        calls[f"absmax{i}"] = [absmax for _, absmax in states]
-        calls[f"qmap{i}"] = qmap
-    return calls
+    call |= {"bits": bits, "qmap2": None, "absmax2": []}
+    for i, (signed, stacked) in enumerate(RULES[OPTIMIZERS[name]], 1):
+        qmap = call[f"qmap{i}"] = STATE_MAPS[bits][signed]
+        states = [encoded(state, bits, qmap, stacked) for state in call[f"state{i}"]]
+        call[f"state{i}"] = [codes for codes, _ in states]
+        call[f"absmax{i}"] = [absmax for _, absmax in states]
+    return call

@@ -12,25 +12,38 @@ from bnbx.backends import reference
 from bnbx.backends.reference_rounding import random_bits, rounded_stochastically, with_rest
 
 from .checks import every_isa, refuses, run, same
-from .samples import arguments, update_4bit, update_8bit, update_32bit
+from .samples import update_32bit, update_blockwise
 
-OPERATIONS = {
-    "optimizer_update_32bit": update_32bit,
-    "optimizer_update_8bit_blockwise": update_8bit,
-    "optimizer_update_4bit_blockwise": update_4bit,
-}
 SHAPES = ((), (0,), (1,), (17,), (257,), (33, 47), (5001,))
-every_operation = pytest.mark.parametrize("name", OPERATIONS)
+every_operation = pytest.mark.parametrize("bits", [32, 8, 4])
 WRITTEN = ("p", "state1", "state2", "compensation")
 
 
-def stochastic(operation, shapes=SHAPES, **changed):
-    call = OPERATIONS[operation](shapes, torch.bfloat16, **changed)
+def call_of(bits, shapes, dtype, **changed):
+    if bits == 32:
+        return update_32bit(shapes, dtype, **changed)
+    return update_blockwise(bits, shapes, dtype, **changed)
+
+
+def operation_of(call):
+    return "optimizer_update_blockwise" if "bits" in call else "optimizer_update_32bit"
+
+
+def update(call):
+    run(operation_of(call), **call)
+
+
+def update_by_reference(call):
+    getattr(reference, operation_of(call))(**call)
+
+
+def stochastic(bits, shapes=SHAPES, **changed):
+    call = call_of(bits, shapes, torch.bfloat16, **changed)
     return {**call, "seed": [2**62 + 12345 * i for i, _ in enumerate(shapes)]}
 
 
-def compensated(operation, shapes=SHAPES, **changed):
-    call = OPERATIONS[operation](shapes, torch.bfloat16, **changed)
+def compensated(bits, shapes=SHAPES, **changed):
+    call = call_of(bits, shapes, torch.bfloat16, **changed)
     rests = [torch.rand(p.shape) * p.float().abs() / 512 for p in call["p"]]
     return {**call, "compensation": [rest.bfloat16() for rest in rests]}
 
@@ -73,13 +86,13 @@ def test_random_bits_are_even_and_independent():
 @every_isa
 @pytest.mark.parametrize("dtype_of_g", [torch.float32, torch.bfloat16])
 @every_operation
-def test_stochastic_rounding_is_that_of_the_reference(name, dtype_of_g):
+def test_stochastic_rounding_is_that_of_the_reference(bits, dtype_of_g):
     """Bit for bit, but where the float32 value before it is off in its last place."""
-    call = stochastic(name)
+    call = stochastic(bits)
     call["g"] = [g.to(dtype_of_g) for g in call["g"]]
     expected = copy.deepcopy(call)
-    run(name, **call)
-    getattr(reference, name)(**expected)
+    update(call)
+    update_by_reference(expected)
     for p, wanted in zip(call["p"], expected["p"], strict=True):
         assert (p != wanted).sum() <= max(1, p.numel() // 100)
         torch.testing.assert_close(p, wanted, rtol=2**-7, atol=1e-30)
@@ -87,31 +100,31 @@ def test_stochastic_rounding_is_that_of_the_reference(name, dtype_of_g):
 
 @every_isa
 @every_operation
-def test_values_between_two_bfloat16(name):
+def test_values_between_two_bfloat16(bits):
     """With lr=0 nothing but the rounding is left, and a bfloat16 stays what it is."""
-    call = stochastic(name, lr=0.0)
+    call = stochastic(bits, lr=0.0)
     before = copy.deepcopy(call["p"])
-    run(name, **call)
+    update(call)
     same(call["p"], before)
 
 
-def moved(seed, steps=1, numel=40_000, lr=2.0**-12, step=1, name="optimizer_update_32bit"):
+def moved(seed, steps=1, numel=40_000, lr=2.0**-12, step=1, bits=32):
     """Return parameters of 1 that Lion has moved by ``lr`` in each step."""
-    call = stochastic(name, ((numel,),), name="lion", lr=lr, weight_decay=0.0)
+    call = stochastic(bits, ((numel,),), name="lion", lr=lr, weight_decay=0.0)
     call["p"], call["g"] = [torch.ones(numel).bfloat16()], [torch.full((numel,), -1e6)]
     call["seed"] = [seed]
     for number in range(step, step + steps):
         call["step"] = [number]
-        run(name, **call)
+        update(call)
     return call["p"][0]
 
 
 @every_isa
 @every_operation
-def test_the_mean_is_exact(name):
+def test_the_mean_is_exact(bits):
     """A step of a 32th of the spacing of bfloat16, which rounding to the nearest loses."""
     numel, spacing, step = 40_000, 2.0**-7, 2.0**-12
-    p = moved(3, numel=numel, name=name).double()
+    p = moved(3, numel=numel, bits=bits).double()
     assert torch.equal(p.unique(), torch.tensor([1.0, 1.0 + spacing]).double())
     share = step / spacing
     deviation = spacing * math.sqrt(share * (1 - share) / numel)
@@ -137,16 +150,16 @@ def test_seeds_and_steps_give_other_bits_and_the_same_ones_the_same():
 @every_isa
 @every_operation
 @pytest.mark.parametrize("make", [stochastic, compensated])
-def test_threads_and_lists_change_no_bit(make, name):
-    together = make(name, (*SHAPES, (70_001,)))
+def test_threads_and_lists_change_no_bit(make, bits):
+    together = make(bits, (*SHAPES, (70_001,)))
     alone = copy.deepcopy(together)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
-    run(name, **together)
+    update(together)
     torch.set_num_threads(1)
     lists = [key for key, value in alone.items() if isinstance(value, list) and value]
     for i in range(len(SHAPES) + 1):
-        run(name, **{**alone, **{key: alone[key][i : i + 1] for key in lists}})
+        update({**alone, **{key: alone[key][i : i + 1] for key in lists}})
     torch.set_num_threads(threads)
     same(results(alone), results(together))
 
@@ -169,7 +182,7 @@ def test_rounding_at_the_ends():
 @pytest.mark.parametrize(("lr", "end"), [(3e37, math.inf), (5e35, LARGEST)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_kernels_round_at_the_ends_as_the_reference(bad, lr, end):
-    call = stochastic("optimizer_update_32bit", ((300,),), name="lion", weight_decay=0.0)
+    call = stochastic(32, ((300,),), name="lion", weight_decay=0.0)
     call["lr"] = lr
     call["p"][0][:100] = LARGEST
     call["p"][0][100:200] = -LARGEST
@@ -177,22 +190,22 @@ def test_kernels_round_at_the_ends_as_the_reference(bad, lr, end):
     call["g"][0][:] = 1e6
     call["g"][0][:100] = -1e6
     expected = copy.deepcopy(call)
-    run("optimizer_update_32bit", **call)
-    reference.optimizer_update_32bit(**expected)
+    update(call)
+    update_by_reference(expected)
     same(call["p"], expected["p"])
     same(call["p"][0][8:200], torch.tensor([end] * 92 + [-end] * 100).bfloat16())
 
 
 @every_isa
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_a_compensated_parameter_is_the_sum(name):
+@every_operation
+def test_a_compensated_parameter_is_the_sum(bits):
     """As if the sum, in float32, had been updated, but for the rounding of the rest."""
-    call = compensated(name)
+    call = compensated(bits)
     wide = copy.deepcopy({k: v for k, v in call.items() if k != "compensation"})
     sums = [p.float() + c.float() for p, c in zip(call["p"], call["compensation"], strict=True)]
     wide["p"] = sums
-    run(name, **call)
-    run(name, **wide)
+    update(call)
+    update(wide)
     for p, rest, wanted in zip(call["p"], call["compensation"], wide["p"], strict=True):
         torch.testing.assert_close(p.float() + rest.float(), wanted, rtol=2**-16, atol=1e-38)
         same(p, (p.float() + rest.float()).bfloat16())  # the nearest to the sum
@@ -201,11 +214,11 @@ def test_a_compensated_parameter_is_the_sum(name):
 
 @every_isa
 @every_operation
-def test_a_compensated_parameter_is_that_of_the_reference(name):
-    call = compensated(name)
+def test_a_compensated_parameter_is_that_of_the_reference(bits):
+    call = compensated(bits)
     expected = copy.deepcopy(call)
-    run(name, **call)
-    getattr(reference, name)(**expected)
+    update(call)
+    update_by_reference(expected)
     for argument in ("p", "compensation"):
         for got, wanted in zip(call[argument], expected[argument], strict=True):
             assert (got != wanted).sum() <= max(1, got.numel() // 50)
@@ -213,13 +226,13 @@ def test_a_compensated_parameter_is_that_of_the_reference(name):
 
 @every_isa
 @every_operation
-def test_a_rest_next_to_a_tie_moves_no_parameter(name):
-    call = compensated(name, ((4096,),), lr=0.0)
+def test_a_rest_next_to_a_tie_moves_no_parameter(bits):
+    call = compensated(bits, ((4096,),), lr=0.0)
     values = (torch.randn(4096).bfloat16().float().view(torch.int32) | 0x7FFF).view(torch.float32)
     p, rest = with_rest(values)
     same((p.float() + rest.float()).bfloat16(), p)
     call["p"], call["compensation"] = [p.clone()], [rest.clone()]
-    run(name, **call)
+    update(call)
     same(call["p"], [p])
     same(call["compensation"], [rest])
 
@@ -227,14 +240,14 @@ def test_a_rest_next_to_a_tie_moves_no_parameter(name):
 @every_isa
 def test_small_steps_add_up_with_a_compensation():
     """500 steps of a 128th of the spacing: the sum is right to 2**-16, plain bfloat16 stays."""
-    call = compensated("optimizer_update_32bit", ((100,),), name="lion", lr=2.0**-14)
+    call = compensated(32, ((100,),), name="lion", lr=2.0**-14)
     call |= {"weight_decay": 0.0, "g": [torch.full((100,), -1e6)]}
     call |= {"p": [torch.ones(100).bfloat16()], "compensation": [torch.zeros(100).bfloat16()]}
     plain = {**copy.deepcopy(call), "compensation": None}
     for step in range(1, 501):
         for each in (call, plain):
             each["step"] = [step]
-            run("optimizer_update_32bit", **each)
+            update(each)
     exact = 1.0 + 500 * 2.0**-14
     found = call["p"][0].double() + call["compensation"][0].double()
     assert (found - exact).abs().max() <= 2.0**-16
@@ -244,18 +257,18 @@ def test_small_steps_add_up_with_a_compensation():
 @every_isa
 @every_operation
 @pytest.mark.parametrize("make", [stochastic, compensated])
-def test_a_gradient_of_nan_harms_its_element_alone(make, name):
-    call = make(name, ((700,),))
+def test_a_gradient_of_nan_harms_its_element_alone(make, bits):
+    call = make(bits, ((700,),))
     expected = copy.deepcopy(call)
-    run(name, **expected)
+    update(expected)
     call["g"][0][300] = math.nan
-    run(name, **call)
+    update(call)
     assert call["p"][0][300].isnan()
     other = torch.arange(700) != 300
     same(call["p"][0][other], expected["p"][0][other])
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@every_operation
 @pytest.mark.parametrize(
     ("argument", "changed"),
     [
@@ -266,11 +279,12 @@ def test_a_gradient_of_nan_harms_its_element_alone(make, name):
         ("seed", {"seed": [1, 2], "compensation": [torch.zeros(5, 70), torch.zeros(5)]}),
     ],
 )
-def test_refuses(name, argument, changed):
-    refuses(name, argument, **changed)
+def test_refuses(bits, argument, changed):
+    call = {**call_of(bits, ((5, 70), (5,)), torch.float32), **changed}
+    refuses(operation_of(call), argument, **call)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@every_operation
 @pytest.mark.parametrize(
     "rest",
     [
@@ -280,8 +294,8 @@ def test_refuses(name, argument, changed):
         torch.zeros(5, 70, dtype=torch.bfloat16, device="meta"),
     ],
 )
-def test_refuses_a_compensation_that_does_not_fit(name, rest):
-    call = arguments(name, dtype=torch.bfloat16)
-    call["compensation"] = [rest, torch.zeros(5, dtype=torch.bfloat16)]
+def test_refuses_a_compensation_that_does_not_fit(bits, rest):
+    call = compensated(bits, ((5, 70), (5,)))
+    call["compensation"][0] = rest
     with pytest.raises(ValueError, match=r"^compensation\[0\]: expected"):
-        run(name, **call)
+        update(call)

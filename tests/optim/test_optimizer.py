@@ -15,7 +15,7 @@ from .families import every_maker
 
 
 class Calls(TorchDispatchMode):
-    """Records how many parameters each call of an optimizer operation gets."""
+    """Records the bits of each call of an optimizer operation, and how many parameters it gets."""
 
     def __init__(self):
         super().__init__()
@@ -23,7 +23,8 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "bnbx":
-            self.sizes.append((func.__name__.split("_")[2].split(".")[0], len(args[2])))
+            bits = args[1] if "blockwise" in func.__name__ else 32
+            self.sizes.append((bits, len(args[2])))
         return func(*args, **(kwargs or {}))
 
 
@@ -59,10 +60,10 @@ def test_equal_configurations_share_one_call(device):
         ],
         min_8bit_size=0,
     )
-    expected = [("32bit", 2), ("8bit", 1), ("8bit", 1), ("8bit", 5)]
+    expected = [(8, 1), (8, 1), (8, 5), (32, 2)]
     assert calls_of(optimizer) == expected
     params[0].grad = None
-    assert calls_of(optimizer) == [("32bit", 2), ("8bit", 1), ("8bit", 1), ("8bit", 4)]
+    assert calls_of(optimizer) == [(8, 1), (8, 1), (8, 4), (32, 2)]
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     params[0].grad = torch.ones_like(params[0])  # its step is another than that of the others
     assert calls_of(optimizer) == expected

@@ -145,13 +145,10 @@ void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, in
 // a rule keeps one state.
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,
                             const Hyperparameters& hyperparameters, Stream stream);
-void optimizer_update_8bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
-                                     int64_t count, const float* qmap1, const float* qmap2,
-                                     const Hyperparameters& hyperparameters, Stream stream);
-// The maps have 16 ascending entries.
-void optimizer_update_4bit_blockwise(OptimizerRule rule, const ParameterUpdate* parameters,
-                                     int64_t count, const float* qmap1, const float* qmap2,
-                                     const Hyperparameters& hyperparameters, Stream stream);
+// States of 8 or 4 bits; the maps have 2^bits ascending entries.
+void optimizer_update_blockwise(OptimizerRule rule, int bits, const ParameterUpdate* parameters,
+                                int64_t count, const float* qmap1, const float* qmap2,
+                                const Hyperparameters& hyperparameters, Stream stream);
 
 // The operations that this backend implements, by their names above; ".out" overloads included.
 std::vector<std::string> operations();

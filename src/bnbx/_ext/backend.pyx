@@ -2,12 +2,16 @@
 # cython: binding=False
 """Binding of one backend's kernel library: pointers as integers, sizes in elements.
 
-Nothing is checked here: bnbx.ops checks every argument before bnbx.backends.native calls.
+Nothing is checked here but the tensors of an optimizer step, hundreds of which come in one call:
+bnbx.ops checks every other argument before bnbx.backends.native calls.
 """
 
+from cpython.exc cimport PyErr_Clear
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uintptr_t
 from libcpp.vector cimport vector
 
+from bnbx._ext cimport dlpack
 from bnbx._ext cimport kernels as k
 
 
@@ -237,77 +241,223 @@ cdef k.Hyperparameters make_hyperparameters(tuple values) except *:
     return h
 
 
-cdef void add_parameters(vector[k.ParameterUpdate]& updates, list g, list g_dtypes, list p,
-                         list p_dtypes, list state1, list state2, list unorm, list numel,
-                         list step, list compensation, list seed) except *:
-    cdef k.ParameterUpdate u
-    cdef Py_ssize_t i
-    u.absmax1 = NULL
-    u.absmax2 = NULL
-    updates.reserve(len(p))
-    for i in range(len(p)):
-        u.g = <const void*> <uintptr_t> g[i]
-        u.g_dtype = <k.DType> <int> g_dtypes[i]
-        u.p = <void*> <uintptr_t> p[i]
-        u.p_dtype = <k.DType> <int> p_dtypes[i]
-        u.state1 = <void*> <uintptr_t> state1[i]
-        u.state2 = <void*> <uintptr_t> state2[i] if state2 else NULL
-        u.unorm = <float*> <uintptr_t> unorm[i] if unorm else NULL
-        u.numel = numel[i]
-        u.step = step[i]
-        u.compensation = <void*> <uintptr_t> compensation[i] if compensation else NULL
-        u.stochastic = len(seed) > 0
-        u.seed = seed[i] if seed else 0
-        updates.push_back(u)
+cdef dlpack.Exchange* exchange = NULL
 
 
-def optimizer_update_32bit(int rule, list g, list g_dtypes, list p, list p_dtypes, list state1,
-                           list state2, list unorm, list numel, list step, list compensation,
-                           list seed, tuple hyperparameters, uintptr_t stream):
+def read_tensors_by(capsule):
+    """Read tensors by their type's ``__dlpack_c_exchange_api__``; ImportError if that is too new.
+
+    All that a kernel has to know of a tensor is then found in one call, without torch's headers.
+    """
+    global exchange
+    cdef dlpack.ExchangeHeader* header = <dlpack.ExchangeHeader*> PyCapsule_GetPointer(
+        capsule, "dlpack_exchange_api")
+    while header != NULL and header.version.major != dlpack.MAJOR_VERSION:
+        header = header.older
+    cdef dlpack.Exchange* found = <dlpack.Exchange*> header
+    if found == NULL or found.dltensor_from_py_object_no_sync == NULL:
+        raise ImportError("expected tensors of DLPack 1, got others from this version of torch")
+    exchange = found
+
+
+cdef bint read(object tensor, dlpack.Tensor* out) noexcept:
+    # What DLPack does not know, such as a tensor on meta, is wrong; bnbx.ops says why.
+    if exchange.dltensor_from_py_object_no_sync(<void*> tensor, out) == 0:
+        return True
+    PyErr_Clear()
+    return False
+
+
+cdef void* memory_of(const dlpack.Tensor& t) noexcept:
+    return <char*> t.data + t.byte_offset
+
+
+cdef bint is_of(const dlpack.Tensor& t, uint8_t kind, uint8_t bits) noexcept:
+    return t.dtype.code == kind and t.dtype.bits == bits and t.dtype.lanes == 1
+
+
+cdef int dtype_of(const dlpack.Tensor& t) noexcept:
+    if is_of(t, dlpack.FLOAT, 32):
+        return <int> k.DType.kFloat32
+    if is_of(t, dlpack.FLOAT, 16):
+        return <int> k.DType.kFloat16
+    return <int> k.DType.kBFloat16 if is_of(t, dlpack.BFLOAT, 16) else -1
+
+
+cdef int64_t numel_of(const dlpack.Tensor& t) noexcept:
+    cdef int64_t numel = 1
+    cdef int32_t i
+    for i in range(t.ndim):
+        numel *= t.shape[i]
+    return numel
+
+
+cdef bint is_contiguous(const dlpack.Tensor& t) noexcept:
+    cdef int64_t stride = 1
+    cdef int32_t i
+    if t.strides == NULL or numel_of(t) == 0:
+        return True
+    for i in range(t.ndim - 1, -1, -1):
+        if t.shape[i] != 1 and t.strides[i] != stride:
+            return False
+        stride *= t.shape[i]
+    return True
+
+
+cdef bint has_shape(const dlpack.Tensor& t, int64_t stacked, const int64_t* shape,
+                    int32_t ndim) noexcept:
+    # With more than one value stacked, their number stands in front of the shape.
+    cdef int32_t front = 1 if stacked > 1 else 0
+    cdef int32_t i
+    if t.ndim != front + ndim or (front and t.shape[0] != stacked):
+        return False
+    for i in range(ndim):
+        if t.shape[front + i] != shape[i]:
+            return False
+    return True
+
+
+cdef bint lies_beside(const dlpack.Tensor& t, const dlpack.Tensor& p) noexcept:
+    # A storage that was freed, as FSDP does, leaves tensors without memory.
+    return (t.device.device_type == p.device.device_type
+            and t.device.device_id == p.device.device_id
+            and (memory_of(t) != NULL or numel_of(t) == 0))
+
+
+cdef bint lies_in_storage(object tensor, const dlpack.Tensor& t) except -1:
+    # Those who free or shrink the storage of a parameter to save memory leave its shape as it is.
+    storage = tensor.untyped_storage()
+    cdef uintptr_t end = <uintptr_t> memory_of(t) + numel_of(t) * t.dtype.bits // 8
+    return end <= <uintptr_t> storage.data_ptr() + <uintptr_t> len(storage)
+
+
+cdef bint read_beside(object tensor, const dlpack.Tensor& p, uint8_t kind, uint8_t bits,
+                      dlpack.Tensor* out) noexcept:
+    """Read a tensor and return whether it has that dtype and no gaps, and lies beside ``p``."""
+    return (read(tensor, out) and is_of(out[0], kind, bits) and is_contiguous(out[0])
+            and lies_beside(out[0], p))
+
+
+cdef class Lists:
+    """The lists of a bnbx.ops.optimizers.OptimizerUpdate, checked as they are read."""
+
+    cdef list g, p, states, scales, stacked, unorm, step, compensation, seed
+    cdef list copies  # of gradients with gaps, which live as long as this
+    cdef int bits
+    cdef int64_t blocksize
+
+    def __cinit__(self, update):
+        self.g, self.p, self.step = update.g, update.p, update.step
+        self.states, self.scales, self.stacked = update.states, update.scales, update.stacked
+        self.unorm, self.seed = update.unorm_vec, update.seed
+        self.compensation = update.compensation
+        self.bits, self.blocksize = update.bits, update.blocksize
+        self.copies = []
+
+    cdef Py_ssize_t read_all(self, vector[k.ParameterUpdate]& updates) except -2:
+        """Return which parameter is the first that something is wrong with, or -1."""
+        cdef k.ParameterUpdate u
+        cdef dlpack.Tensor p
+        cdef Py_ssize_t i
+        updates.reserve(len(self.p))
+        for i in range(len(self.p)):
+            if not (self.read_parameter(i, &p, &u) and self.read_states(i, p, &u)
+                    and self.read_extras(i, p, &u)):
+                return i
+            updates.push_back(u)
+        return -1
+
+    cdef bint read_parameter(self, Py_ssize_t i, dlpack.Tensor* p,
+                             k.ParameterUpdate* u) except -1:
+        cdef dlpack.Tensor g
+        if not read(self.p[i], p) or not read(self.g[i], &g):
+            return False
+        cdef int p_dtype = dtype_of(p[0]), g_dtype = dtype_of(g)
+        if (p_dtype < 0 or not is_contiguous(p[0]) or not lies_in_storage(self.p[i], p[0])
+                or g_dtype < 0 or not has_shape(g, 1, p.shape, p.ndim) or not lies_beside(g, p[0])):
+            return False
+        if not is_contiguous(g):
+            copy = self.g[i].contiguous()
+            self.copies.append(copy)
+            if not read(copy, &g):
+                return False
+        u.g, u.g_dtype = memory_of(g), <k.DType> g_dtype
+        u.p, u.p_dtype = memory_of(p[0]), <k.DType> p_dtype
+        u.numel, u.step = numel_of(p[0]), self.step[i]
+        return u.step >= 1
+
+    cdef bint read_states(self, Py_ssize_t i, const dlpack.Tensor& p,
+                          k.ParameterUpdate* u) except -1:
+        cdef dlpack.Tensor t
+        cdef void* states[2]
+        cdef void* scales[2]
+        cdef int64_t stacked, packed = (u.numel + 1) // 2
+        cdef int64_t blocks = (u.numel + self.blocksize - 1) // self.blocksize
+        cdef Py_ssize_t j
+        cdef bint wide = self.bits == 32
+        states[1] = scales[0] = scales[1] = NULL
+        for j in range(len(self.states)):
+            stacked = self.stacked[j]
+            if not read_beside(self.states[j][i], p, dlpack.FLOAT if wide else dlpack.UINT,
+                               32 if wide else 8, &t):
+                return False
+            if not (has_shape(t, stacked, &packed, 1) if self.bits == 4
+                    else has_shape(t, stacked, p.shape, p.ndim)):
+                return False
+            states[j] = memory_of(t)
+            if not wide:
+                if (not read_beside(self.scales[j][i], p, dlpack.FLOAT, 32, &t)
+                        or numel_of(t) != stacked * blocks):
+                    return False
+                scales[j] = memory_of(t)
+        u.state1, u.state2 = states[0], states[1]
+        u.absmax1, u.absmax2 = <float*> scales[0], <float*> scales[1]
+        return True
+
+    cdef bint read_extras(self, Py_ssize_t i, const dlpack.Tensor& p,
+                          k.ParameterUpdate* u) except -1:
+        cdef dlpack.Tensor t
+        u.unorm = NULL
+        u.compensation = NULL
+        u.stochastic, u.seed = self.seed is not None, 0
+        if self.unorm:
+            if not read_beside(self.unorm[i], p, dlpack.FLOAT, 32, &t) or numel_of(t) != 1:
+                return False
+            u.unorm = <float*> memory_of(t)
+        if self.compensation is not None:
+            if (not read_beside(self.compensation[i], p, dlpack.BFLOAT, 16, &t)
+                    or not has_shape(t, 1, p.shape, p.ndim)):
+                return False
+            u.compensation = memory_of(t)
+        if self.seed is not None:
+            u.seed = self.seed[i]
+        return (u.p_dtype == k.DType.kBFloat16
+                or (self.compensation is None and self.seed is None))
+
+
+def optimizer_update_32bit(int rule, update, uintptr_t stream):
+    """Return -1, or which parameter is wrong; nothing is updated then."""
     cdef vector[k.ParameterUpdate] updates
-    cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
-                   compensation, seed)
-    with nogil:
-        k.optimizer_update_32bit(<k.OptimizerRule> rule, updates.data(), updates.size(), h,
-                                 <k.Stream> stream)
+    cdef k.Hyperparameters h = make_hyperparameters(update.hyperparameters)
+    cdef Lists lists = Lists(update)
+    cdef Py_ssize_t wrong = lists.read_all(updates)
+    if wrong < 0:
+        with nogil:
+            k.optimizer_update_32bit(<k.OptimizerRule> rule, updates.data(), updates.size(), h,
+                                     <k.Stream> stream)
+    return wrong
 
 
-cdef void add_scales(vector[k.ParameterUpdate]& updates, list absmax1, list absmax2) except *:
-    cdef Py_ssize_t i
-    for i in range(len(absmax1)):
-        updates[i].absmax1 = <float*> <uintptr_t> absmax1[i]
-        if absmax2:
-            updates[i].absmax2 = <float*> <uintptr_t> absmax2[i]
-
-
-def optimizer_update_8bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
-                                    list state1, list state2, list unorm, uintptr_t qmap1,
-                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
-                                    list step, list compensation, list seed,
-                                    tuple hyperparameters, uintptr_t stream):
+def optimizer_update_blockwise(int rule, update, uintptr_t qmap1, uintptr_t qmap2,
+                               uintptr_t stream):
+    """Return -1, or which parameter is wrong; nothing is updated then."""
     cdef vector[k.ParameterUpdate] updates
-    cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
-                   compensation, seed)
-    add_scales(updates, absmax1, absmax2)
-    with nogil:
-        k.optimizer_update_8bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
-                                          <const float*> qmap1, <const float*> qmap2, h,
-                                          <k.Stream> stream)
-
-
-def optimizer_update_4bit_blockwise(int rule, list g, list g_dtypes, list p, list p_dtypes,
-                                    list state1, list state2, list unorm, uintptr_t qmap1,
-                                    uintptr_t qmap2, list absmax1, list absmax2, list numel,
-                                    list step, list compensation, list seed,
-                                    tuple hyperparameters, uintptr_t stream):
-    cdef vector[k.ParameterUpdate] updates
-    cdef k.Hyperparameters h = make_hyperparameters(hyperparameters)
-    add_parameters(updates, g, g_dtypes, p, p_dtypes, state1, state2, unorm, numel, step,
-                   compensation, seed)
-    add_scales(updates, absmax1, absmax2)
-    with nogil:
-        k.optimizer_update_4bit_blockwise(<k.OptimizerRule> rule, updates.data(), updates.size(),
-                                          <const float*> qmap1, <const float*> qmap2, h,
-                                          <k.Stream> stream)
+    cdef k.Hyperparameters h = make_hyperparameters(update.hyperparameters)
+    cdef Lists lists = Lists(update)
+    cdef Py_ssize_t wrong = lists.read_all(updates)
+    if wrong < 0:
+        with nogil:
+            k.optimizer_update_blockwise(<k.OptimizerRule> rule, lists.bits, updates.data(),
+                                         updates.size(), <const float*> qmap1,
+                                         <const float*> qmap2, h, <k.Stream> stream)
+    return wrong

@@ -117,12 +117,9 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
     void estimate_quantiles(const void*, DType, int64_t, double, int64_t, float*, Stream) except +
     void optimizer_update_32bit(OptimizerRule, const ParameterUpdate*, int64_t,
                                 const Hyperparameters&, Stream) except +
-    void optimizer_update_8bit_blockwise(OptimizerRule, const ParameterUpdate*, int64_t,
-                                         const float*, const float*, const Hyperparameters&,
-                                         Stream) except +
-    void optimizer_update_4bit_blockwise(OptimizerRule, const ParameterUpdate*, int64_t,
-                                         const float*, const float*, const Hyperparameters&,
-                                         Stream) except +
+    void optimizer_update_blockwise(OptimizerRule, int, const ParameterUpdate*, int64_t,
+                                    const float*, const float*, const Hyperparameters&,
+                                    Stream) except +
 
     vector[string] operations() except +
     string isa() except +

@@ -79,6 +79,7 @@ def _load_cpu() -> Backend:
     try:
         ext = importlib.import_module("bnbx._ext._cpu")
         details = ext.describe()
+        backend = CpuBackend(ext)
     except Exception as failure:  # noqa: BLE001 (whatever is wrong with it, the import must go on)
         reason = f"{type(failure).__name__}: {failure}"
         warnings.warn(
@@ -88,7 +89,6 @@ def _load_cpu() -> Backend:
             stacklevel=2,
         )
         return Backend("cpu", "cpu", (), reason)
-    backend = CpuBackend(ext)
     for name in ext.operations():
         ops.register(name, getattr(backend, _method(name)), "CPU")
     return Backend("cpu", "cpu", tuple(ext.operations()), details=details)

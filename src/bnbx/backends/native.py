@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import ModuleType
 
-    from bnbx.ops import Int8Quantized
+    from bnbx.ops import Int8Quantized, OptimizerUpdate
 
 #: The numbers of ``bnbx::DType``, ``bnbx::QuantType`` and ``bnbx::OptimizerRule``.
 DTYPES = {dtype: number for number, dtype in enumerate(FLOAT_DTYPES)}
@@ -26,25 +26,11 @@ def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _pointers(tensors: Sequence[Tensor]) -> list[int]:
-    return [t.data_ptr() for t in tensors]
-
-
 def _clear_rest(packed: Tensor, numel: int) -> None:
     """Set the bytes to zero that the packed codes of ``numel`` elements leave."""
     used = packed_bytes(numel)
     if used < packed.numel() * packed.itemsize:
         packed.view(torch.uint8).view(-1)[used:] = 0
-
-
-def _rest_of_update(given: tuple[Any, ...]) -> tuple[list[int], list[int], tuple[float, ...]]:
-    """Return compensations, seeds and hyperparameters of a call from ``lr`` on.
-
-    The dispatcher leaves defaults out.
-    """
-    defaults = (1.0, False, 0.0, None, None)  # gnorm_scale, skip_zeros, max_unorm and these:
-    *hyperparameters, compensation, seed = given + defaults[len(given) - 7 :]
-    return _pointers(compensation or ()), list(seed or ()), tuple(hyperparameters)
 
 
 class NativeBackend:
@@ -62,6 +48,7 @@ class NativeBackend:
 
     def __init__(self, ext: ModuleType, stream_of: Callable[[Tensor], int]) -> None:
         self.ext: Any = ext
+        ext.read_tensors_by(Tensor.__dlpack_c_exchange_api__)
         self.stream_of = stream_of
 
     def quantize_4bit(
@@ -474,75 +461,17 @@ class NativeBackend:
         )
         return out
 
-    def optimizer_update_32bit(
-        self,
-        _: None,
-        optimizer_name: str,
-        g: Sequence[Tensor],
-        p: Sequence[Tensor],
-        state1: Sequence[Tensor],
-        state2: Sequence[Tensor],
-        unorm_vec: Sequence[Tensor],
-        step: Sequence[int],
-        *others: Any,
-    ) -> None:
-        g = [t.contiguous() for t in g]
-        if p:
-            self.ext.optimizer_update_32bit(
-                RULE_NUMBERS[optimizer_name],
-                _pointers(g),
-                [DTYPES[t.dtype] for t in g],
-                _pointers(p),
-                [DTYPES[t.dtype] for t in p],
-                _pointers(state1),
-                _pointers(state2),
-                _pointers(unorm_vec),
-                [t.numel() for t in p],
-                list(step),
-                *_rest_of_update(others),
-                self.stream_of(p[0]),
-            )
+    def optimizer_update_32bit(self, update: OptimizerUpdate, *_: Any) -> None:
+        self._update(self.ext.optimizer_update_32bit, update)
 
-    def optimizer_update_8bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
-        self._update_codes(self.ext.optimizer_update_8bit_blockwise, optimizer_name, *call)
+    def optimizer_update_blockwise(self, update: OptimizerUpdate, *_: Any) -> None:
+        qmaps = [None if qmap is None else qmap.contiguous() for qmap in update.qmaps]
+        self._update(self.ext.optimizer_update_blockwise, update, *map(_pointer, qmaps))
 
-    def optimizer_update_4bit_blockwise(self, _: None, optimizer_name: str, *call: Any) -> None:
-        self._update_codes(self.ext.optimizer_update_4bit_blockwise, optimizer_name, *call)
-
-    def _update_codes(
-        self,
-        kernel: Callable[..., None],
-        optimizer_name: str,
-        g: Sequence[Tensor],
-        p: Sequence[Tensor],
-        state1: Sequence[Tensor],
-        state2: Sequence[Tensor],
-        unorm_vec: Sequence[Tensor],
-        qmap1: Tensor,
-        qmap2: Tensor | None,
-        absmax1: Sequence[Tensor],
-        absmax2: Sequence[Tensor],
-        step: Sequence[int],
-        *others: Any,
-    ) -> None:
-        g = [t.contiguous() for t in g]
-        qmap1, qmap2 = qmap1.contiguous(), None if qmap2 is None else qmap2.contiguous()
-        if p:
-            kernel(
-                RULE_NUMBERS[optimizer_name],
-                _pointers(g),
-                [DTYPES[t.dtype] for t in g],
-                _pointers(p),
-                [DTYPES[t.dtype] for t in p],
-                _pointers(state1),
-                _pointers(state2),
-                _pointers(unorm_vec),
-                qmap1.data_ptr(),
-                _pointer(qmap2),
-                _pointers(absmax1),
-                _pointers(absmax2),
-                [t.numel() for t in p],
-                list(step),
-                *_rest_of_update(others),
-                self.stream_of(p[0]),
-            )
+    def _update(self, kernel: Callable[..., int], update: OptimizerUpdate, *qmaps: int) -> None:
+        """Call a kernel that checks the tensors of the lists as it reads them."""
+        if update.p:
+            rule = RULE_NUMBERS[update.optimizer_name]
+            wrong = kernel(rule, update, *qmaps, self.stream_of(update.p[0]))
+            if wrong >= 0:
+                update.refuse(wrong)

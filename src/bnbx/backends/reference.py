@@ -425,15 +425,17 @@ def _parts(codes: Tensor, absmax: Tensor, stacked: int) -> list[tuple[Tensor, Te
     return list(zip(codes.unbind(), rows.unbind(), strict=True))
 
 
-def _decode_state(codes: Tensor, absmax: Tensor, qmap: Tensor, shape: torch.Size) -> Tensor:
-    if len(qmap) == 256:
+def _decode_state(
+    bits: int, codes: Tensor, absmax: Tensor, qmap: Tensor, shape: torch.Size
+) -> Tensor:
+    if bits == 8:
         return dequantize_blockwise(codes, absmax, qmap, OPTIMIZER_BLOCKSIZES[8], torch.float32)
     numel = math.prod(shape)
     return _scaled(qmap[_unpacked(codes, numel)], absmax, OPTIMIZER_BLOCKSIZES[4]).view(shape)
 
 
-def _encode_state(state: Tensor, codes: Tensor, absmax: Tensor, qmap: Tensor) -> None:
-    if len(qmap) == 256:
+def _encode_state(bits: int, state: Tensor, codes: Tensor, absmax: Tensor, qmap: Tensor) -> None:
+    if bits == 8:
         new_codes, new_absmax = quantize_blockwise(state, qmap, OPTIMIZER_BLOCKSIZES[8])
     else:
         flat = torch.nn.functional.pad(state.reshape(-1), (0, state.numel() % 2))
@@ -450,8 +452,9 @@ def _of_parameter(i: int, rounding: Sequence[Any], named: dict[str, Any]) -> dic
     return {**named, **{key: None if v is None else v[i : i + 1] for key, v in lists.items()}}
 
 
-def _update_codes(
+def optimizer_update_blockwise(
     optimizer_name: str,
+    bits: int,
     g: Sequence[Tensor],
     p: Sequence[Tensor],
     state1: Sequence[Tensor],
@@ -479,7 +482,7 @@ def _update_codes(
         ]
         states = []
         for parts, qmap in coded:
-            values = [_decode_state(*part, qmap, parameter.shape) for part in parts]
+            values = [_decode_state(bits, *part, qmap, parameter.shape) for part in parts]
             states.append(values[0] if len(parts) == 1 else torch.stack(values))
         optimizer_update_32bit(
             optimizer_name,
@@ -495,7 +498,4 @@ def _update_codes(
         for state, (parts, qmap) in zip(states, coded, strict=True):
             values = [state] if len(parts) == 1 else list(state.unbind())
             for value, part in zip(values, parts, strict=True):
-                _encode_state(value, *part, qmap)
-
-
-optimizer_update_8bit_blockwise = optimizer_update_4bit_blockwise = _update_codes
+                _encode_state(bits, value, *part, qmap)

@@ -153,8 +153,9 @@ def optimizer_update_8bit_blockwise(
     ----------
     Dettmers et al. 2022, "8-bit Optimizers via Block-wise Quantization".
     """
-    torch.ops.bnbx.optimizer_update_8bit_blockwise.default(
+    torch.ops.bnbx.optimizer_update_blockwise.default(
         optimizer_name,
+        8,
         [g],
         [p],
         [state1],

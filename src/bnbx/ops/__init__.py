@@ -26,6 +26,7 @@ from bnbx.ops.optimizers import (
     OPTIMIZERS,
     RULES,
     OptimizerState,
+    OptimizerUpdate,
     codes_shape,
     state_shape,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "RULES",
     "Int8Quantized",
     "OptimizerState",
+    "OptimizerUpdate",
     "blocks_of",
     "blockwise",
     "check_4bit_type",

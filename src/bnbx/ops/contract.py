@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,18 @@ LIBRARY = torch.library.Library("bnbx", "DEF")  # noqa: TOR901 (it lives as long
 
 #: Name of each operation (with overload) -> its contract.
 CONTRACTS: dict[str, Callable[..., Any]] = {}
+
+
+class Unchecked(abc.ABC):
+    """What a contract returns, in the place of outputs, if there are lists of tensors to check.
+
+    The kernels of a CPU get it and check each tensor as they read it; for all others, and for the
+    fake kernel, ``check`` is called before.
+    """
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Raise ``ValueError`` naming the first tensor that is wrong."""
 
 
 def operation(
@@ -33,7 +46,7 @@ def operation(
     def define(contract: Callable[..., Any]) -> Callable[..., Any]:
         name = schema.partition("(")[0]
         LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        checked = _on_one_device(fake or contract)
+        checked = _with_every_check(fake or contract)
         torch.library.register_fake(f"bnbx::{name}", checked, lib=LIBRARY)
         if vmap is not None:
             rule = functools.partial(vmap, getattr(torch.ops.bnbx, name).default)
@@ -48,9 +61,9 @@ def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
     """Register ``kernel`` for ``bnbx::<name>``, with the contract's checks in front of it."""
     contract = CONTRACTS[name]
     # The dispatcher takes the CPU's kernel only if no argument is a tensor of another device: the
-    # CPU comes last in its order. Every other kernel gets what it gets.
+    # CPU comes last in its order. Every other kernel gets what it gets, and lists in Python.
     if dispatch_key != "CPU":
-        contract = _on_one_device(contract)
+        contract = _with_every_check(contract)
 
     def checked(*args: Any) -> Any:
         return kernel(contract(*args), *args)
@@ -61,10 +74,11 @@ def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
     LIBRARY.impl(name, checked_out if name.endswith(".out") else checked, dispatch_key)
 
 
-def _on_one_device(contract: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the contract with a check before it that all tensors are on the first one's device.
+def _with_every_check(contract: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the contract with the checks that the kernels of a CPU can do without.
 
-    An operation on lists of tensors, whose first argument is no tensor, has checks of its own.
+    All tensors are on the device of the first argument, if that is a tensor; those in lists are
+    what ``Unchecked.check`` wants.
     """
     names = tuple(inspect.signature(contract).parameters)
 
@@ -75,7 +89,11 @@ def _on_one_device(contract: Callable[..., Any]) -> Callable[..., Any]:
             for argument, value in given.items():
                 if isinstance(value, Tensor) and value.device != first.device:
                     raise wrong_device(argument, value, first.device)
-        return contract(*args, **kwargs)
+        result = contract(*args, **kwargs)
+        if not isinstance(result, Unchecked):
+            return result
+        result.check()
+        return None
 
     return checked
 

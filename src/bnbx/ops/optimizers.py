@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from bnbx.ops.checks import (
     check_vector,
     packed_bytes,
 )
-from bnbx.ops.contract import error, operation
+from bnbx.ops.contract import Unchecked, error, operation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,155 +69,151 @@ def codes_shape(shape: Sequence[int], bits: int) -> tuple[int, ...]:
     return (packed_bytes(math.prod(shape)),) if bits == 4 else tuple(shape)
 
 
-def _check_update(
-    bits: int,
-    optimizer_name: str,
-    g: Sequence[Tensor],
-    p: Sequence[Tensor],
-    steps: Sequence[int],
-    states: Sequence[Sequence[Tensor]],
-    scales: Sequence[Sequence[Tensor]],
-    unorm_vec: Sequence[Tensor],
-    max_unorm: float,
-) -> None:
-    if optimizer_name not in OPTIMIZERS:
-        raise error("optimizer_name", f"one of {tuple(OPTIMIZERS)}", repr(optimizer_name))
-    if not max_unorm >= 0.0:
-        raise error("max_unorm", "a number of at least 0", max_unorm)
-    rule = RULES[OPTIMIZERS[optimizer_name]]
-    kept = f"entries: the states of {optimizer_name} are {len(rule)}"
-    for name, lists in (("state", states), ("absmax", scales)):
-        for number, values in enumerate(lists, 1):
-            _check_count(f"{name}{number}", values, p, number <= len(rule), kept)
-    _check_count("g", g, p)
-    _check_count("step", steps, p)
-    _check_count("unorm_vec", unorm_vec, p, max_unorm > 0.0, "entries when max_unorm is 0")
-    kinds = [(f"state{i + 1}", states[i], stacked) for i, (_, stacked) in enumerate(rule)]
-    # Float tensors, with how many entries they have for each block and at all.
-    floats = [(f"absmax{i + 1}", scales[i], rule[i].stacked, 0) for i in range(len(rule)) if scales]
-    if max_unorm > 0.0:
-        floats.append(("unorm_vec", unorm_vec, 0, 1))
-    _check_tensors(bits, g, p, steps, kinds, floats)
+@dataclasses.dataclass
+class OptimizerUpdate(Unchecked):
+    """One call of an optimizer operation; lists have an entry per parameter.
+
+    Attributes
+    ----------
+    optimizer_name, bits, g, p, unorm_vec, step, compensation, seed
+        As the operation has them; 32 bits are those of ``optimizer_update_32bit``.
+    states, scales
+        The states that the rule keeps, and their absmax, of which there is none with 32 bits.
+    qmaps
+        The codebook of each state, likewise.
+    stacked
+        How many values each of the states holds per element.
+    hyperparameters
+        ``lr`` to ``max_unorm`` in the order of the schema.
+    """
+
+    optimizer_name: str
+    bits: int
+    g: Sequence[Tensor]
+    p: Sequence[Tensor]
+    states: list[Sequence[Tensor]]
+    scales: list[Sequence[Tensor]]
+    qmaps: list[Tensor | None]
+    unorm_vec: Sequence[Tensor]
+    step: Sequence[int]
+    hyperparameters: tuple[Any, ...]
+    compensation: Sequence[Tensor] | None
+    seed: Sequence[int] | None
+
+    def __post_init__(self) -> None:
+        """Raise ``ValueError`` if the name, a number or the length of a list is wrong."""
+        name, max_unorm = self.optimizer_name, self.hyperparameters[-1]
+        if name not in OPTIMIZERS:
+            raise error("optimizer_name", f"one of {tuple(OPTIMIZERS)}", repr(name))
+        if not max_unorm >= 0.0:
+            raise error("max_unorm", "a number of at least 0", max_unorm)
+        rule = RULES[OPTIMIZERS[name]]
+        why = f"entries: the states of {name} are {len(rule)}"
+        for argument, lists in (("state", self.states), ("absmax", self.scales)):
+            for number, values in enumerate(lists, 1):
+                self._check_count(f"{argument}{number}", values, number <= len(rule), why)
+            del lists[len(rule) :]
+        self._check_maps(len(rule))
+        self.stacked = [state.stacked for state in rule]
+        self.blocksize = OPTIMIZER_BLOCKSIZES.get(self.bits, 1)
+        self._check_count("g", self.g)
+        self._check_count("step", self.step)
+        why = "entries when max_unorm is 0"
+        self._check_count("unorm_vec", self.unorm_vec, max_unorm > 0.0, why)
+        if self.compensation is not None:
+            self._check_count("compensation", self.compensation)
+        if self.seed is not None:
+            self._check_count("seed", self.seed)
+            if self.compensation is not None:
+                raise error("seed", "None where compensation is given", "both")
+
+    def refuse(self, i: int) -> None:
+        """Raise the error of the parameter ``i``, in which a kernel has found something wrong."""
+        self.check()
+        lists = {"p": self.p, "g": self.g, "unorm_vec": self.unorm_vec}
+        lists |= {f"state{j}": values for j, values in enumerate(self.states, 1)}
+        lists |= {f"absmax{j}": values for j, values in enumerate(self.scales, 1)}
+        lists |= {"compensation": self.compensation or ()}
+        for argument, values in lists.items():
+            for tensor in values[i : i + 1]:
+                end = (tensor.storage_offset() + tensor.numel()) * tensor.itemsize
+                if tensor.untyped_storage().nbytes() < end:
+                    got = f"{tensor.untyped_storage().nbytes()}, of storage freed or shrunk"
+                    raise error(f"{argument}[{i}]", f"memory of at least {end} bytes", got)
+        msg = f"p[{i}] and its states are right, but the kernel cannot read them"
+        raise RuntimeError(msg)
+
+    def _check_count(
+        self, argument: str, values: Sequence[object], wanted: bool = True, why: str = ""
+    ) -> None:
+        count = len(self.p)
+        if len(values) != (count if wanted else 0):
+            expected = f"{count} entries, one per parameter" if wanted else f"no {why}"
+            raise error(argument, expected, len(values))
+
+    def _check_maps(self, count: int) -> None:
+        for number, qmap in enumerate(self.qmaps, 1):
+            if number > count:
+                if qmap is not None:
+                    expected = f"None: {self.optimizer_name} keeps one state"
+                    raise error(f"qmap{number}", expected, "a tensor")
+                continue
+            if qmap is None:
+                expected = f"a codebook of {2**self.bits} entries for state{number}"
+                raise error(f"qmap{number}", expected, None)
+            check_vector(f"qmap{number}", qmap, torch.float32, 2**self.bits)
+            if self.p:
+                check_device(self.p[0], **{f"qmap{number}": qmap})
+
+    def check(self) -> None:
+        """Raise ``ValueError`` naming the first tensor or number in the lists that is wrong."""
+        for i, p in enumerate(self.p):
+            self._check_parameter(i, p)
+            self._check_states(i, p)
+            for unorm in self.unorm_vec[i : i + 1]:
+                self._check_floats(f"unorm_vec[{i}]", unorm, p, 1, "the update's norm")
+            if self.compensation is not None:
+                name, rest = f"compensation[{i}]", self.compensation[i]
+                check_dtype(name, rest, torch.bfloat16)
+                check_shape(name, rest, p.shape)
+                _check_place(name, rest, p)
+
+    def _check_parameter(self, i: int, p: Tensor) -> None:
+        check_dtype(f"p[{i}]", p, *FLOAT_DTYPES)
+        for rounding, values in (("compensation", self.compensation), ("seed", self.seed)):
+            if values is not None and p.dtype is not torch.bfloat16:
+                expected = f"torch.bfloat16, for a parameter with {rounding}"
+                raise error(f"p[{i}]", expected, p.dtype)
+        _check_place(f"p[{i}]", p, p)
+        check_dtype(f"g[{i}]", self.g[i], *FLOAT_DTYPES)
+        check_shape(f"g[{i}]", self.g[i], p.shape)
+        check_device(p, **{f"g[{i}]": self.g[i]})
+        if self.step[i] < 1:
+            raise error(f"step[{i}]", "at least 1, counted from the first update", self.step[i])
+
+    def _check_states(self, i: int, p: Tensor) -> None:
+        dtype = torch.float32 if self.bits == 32 else torch.uint8
+        codes = codes_shape(p.shape, self.bits)
+        blocks = blocks_of(p.numel(), self.blocksize)
+        for j, stacked in enumerate(self.stacked):
+            name, state = f"state{j + 1}[{i}]", self.states[j][i]
+            check_dtype(name, state, dtype)
+            check_shape(name, state, state_shape(codes, stacked))
+            _check_place(name, state, p)
+            for scales in self.scales[j : j + 1]:
+                name, why = f"absmax{j + 1}[{i}]", f"{stacked} per {self.blocksize} elements"
+                self._check_floats(name, scales[i], p, stacked * blocks, why)
+
+    def _check_floats(self, argument: str, values: Tensor, p: Tensor, numel: int, why: str) -> None:
+        check_dtype(argument, values, torch.float32)
+        check_numel(argument, values, numel, why)
+        _check_place(argument, values, p)
 
 
-def _check_tensors(
-    bits: int,
-    g: Sequence[Tensor],
-    p: Sequence[Tensor],
-    steps: Sequence[int],
-    kinds: list[tuple[str, Sequence[Tensor], int]],
-    floats: list[tuple[str, Sequence[Tensor], int, int]],
-) -> None:
-    # Hundreds of parameters come in one call: what is right is passed over quickly, and only what
-    # is not gets a name.
-    dtype = torch.float32 if bits == 32 else torch.uint8
-    blocksize = OPTIMIZER_BLOCKSIZES.get(bits, 1)
-    for i, parameter in enumerate(p):
-        shape, device, gradient = parameter.shape, parameter.device, g[i]
-        if (
-            parameter.dtype not in FLOAT_DTYPES
-            or not parameter.is_contiguous()
-            or gradient.dtype not in FLOAT_DTYPES
-            or gradient.shape != shape
-            or gradient.device != device
-        ):
-            _explain_parameter(i, parameter, gradient)
-        if steps[i] < 1:
-            raise error(f"step[{i}]", "at least 1, counted from the first update", steps[i])
-        codes = codes_shape(shape, bits) if bits == 4 else shape
-        for argument, values, stacked in kinds:
-            state = values[i]
-            if (
-                state.dtype is not dtype
-                or state.shape != (codes if stacked == 1 else (stacked, *codes))
-                or state.device != device
-                or not state.is_contiguous()
-            ):
-                wanted = state_shape(codes, stacked)
-                _explain_state(f"{argument}[{i}]", state, parameter, dtype, wanted)
-        blocks = blocks_of(parameter.numel(), blocksize)
-        for argument, values, each, more in floats:
-            state, numel = values[i], each * blocks + more
-            if (
-                state.dtype is not torch.float32
-                or state.numel() != numel
-                or state.device != device
-                or not state.is_contiguous()
-            ):
-                why = f"{each} per {blocksize} elements" if each else "the update's norm"
-                _explain_floats(f"{argument}[{i}]", state, parameter, numel, why)
-
-
-def _check_maps(
-    bits: int, optimizer_name: str, p: Sequence[Tensor], qmap1: Tensor, qmap2: Tensor | None
-) -> None:
-    check_vector("qmap1", qmap1, torch.float32, 2**bits)
-    if len(RULES[OPTIMIZERS[optimizer_name]]) > 1:
-        if qmap2 is None:
-            raise error("qmap2", f"a codebook of {2**bits} entries for state2", None)
-        check_vector("qmap2", qmap2, torch.float32, 2**bits)
-    elif qmap2 is not None:
-        raise error("qmap2", f"None: {optimizer_name} keeps one state", "a tensor")
-    if p:
-        check_device(p[0], qmap1=qmap1, qmap2=qmap2)
-
-
-def _check_rounding(
-    p: Sequence[Tensor], compensation: Sequence[Tensor] | None, seed: Sequence[int] | None
-) -> None:
-    if compensation is None and seed is None:
-        return
-    if compensation is not None and seed is not None:
-        raise error("seed", "None where compensation is given", "both")
-    argument, values = ("compensation", compensation) if seed is None else ("seed", seed)
-    _check_count(argument, values or (), p)
-    for i, parameter in enumerate(p):
-        if parameter.dtype is not torch.bfloat16:
-            expected = f"torch.bfloat16, for a parameter with {argument}"
-            raise error(f"p[{i}]", expected, parameter.dtype)
-        if compensation is None:
-            continue
-        rest, name = compensation[i], f"compensation[{i}]"
-        check_dtype(name, rest, torch.bfloat16)
-        check_shape(name, rest, parameter.shape)
-        if rest.device != parameter.device or not rest.is_contiguous():
-            _explain_place(name, rest, parameter)
-
-
-def _check_count(
-    argument: str, values: Sequence[object], p: Sequence[Tensor], wanted: bool = True, why: str = ""
-) -> None:
-    if len(values) != (len(p) if wanted else 0):
-        expected = f"{len(p)} entries, one per parameter" if wanted else f"no {why}"
-        raise error(argument, expected, len(values))
-
-
-def _explain_floats(argument: str, values: Tensor, p: Tensor, numel: int, why: str) -> None:
-    check_dtype(argument, values, torch.float32)
-    check_numel(argument, values, numel, why)
-    _explain_place(argument, values, p)
-
-
-def _explain_parameter(i: int, p: Tensor, g: Tensor) -> None:
-    check_dtype(f"p[{i}]", p, *FLOAT_DTYPES)
-    if not p.is_contiguous():
-        raise error(f"p[{i}]", "a contiguous tensor", f"strides {p.stride()}")
-    check_dtype(f"g[{i}]", g, *FLOAT_DTYPES)
-    check_shape(f"g[{i}]", g, p.shape)
-    check_device(p, **{f"g[{i}]": g})
-
-
-def _explain_state(
-    argument: str, state: Tensor, p: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
-) -> None:
-    check_dtype(argument, state, dtype)
-    check_shape(argument, state, shape)
-    _explain_place(argument, state, p)
-
-
-def _explain_place(argument: str, state: Tensor, p: Tensor) -> None:
-    check_device(p, **{argument: state})
-    raise error(argument, "a contiguous tensor", f"strides {state.stride()}")
+def _check_place(argument: str, tensor: Tensor, p: Tensor) -> None:
+    check_device(p, **{argument: tensor})
+    if not tensor.is_contiguous():
+        raise error(argument, "a contiguous tensor", f"strides {tensor.stride()}")
 
 
 @operation(
@@ -246,7 +243,7 @@ def optimizer_update_32bit(
     max_unorm: float = 0.0,
     compensation: Sequence[Tensor] | None = None,
     seed: Sequence[int] | None = None,
-) -> None:
+) -> OptimizerUpdate:
     """Update the parameters ``p`` and their float32 states in place, the whole list at once.
 
     ``state2`` is empty for rules that keep one state. With a ``max_unorm`` above 0 an update whose
@@ -257,21 +254,34 @@ def optimizer_update_32bit(
     their shapes, a parameter is the sum of both (Kahan 1965). With ``seed``, an int for each, it is
     rounded up or down at random, by bits that follow from seed, step and number of the element.
     """
-    states = (state1, state2)
-    _check_update(32, optimizer_name, g, p, step, states, (), unorm_vec, max_unorm)
-    _check_rounding(p, compensation, seed)
+    numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay)
+    return OptimizerUpdate(
+        optimizer_name,
+        32,
+        g,
+        p,
+        [state1, state2],
+        [],
+        [],
+        unorm_vec,
+        step,
+        (*numbers, gnorm_scale, skip_zeros, max_unorm),
+        compensation,
+        seed,
+    )
 
 
 @operation(
-    "optimizer_update_8bit_blockwise(str optimizer_name, Tensor[] g, Tensor(a!)[] p, "
+    "optimizer_update_blockwise(str optimizer_name, int bits, Tensor[] g, Tensor(a!)[] p, "
     "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, Tensor qmap1, "
     "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
     "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
     "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0, "
     "Tensor(g!)[]? compensation=None, int[]? seed=None) -> ()"
 )
-def optimizer_update_8bit_blockwise(
+def optimizer_update_blockwise(
     optimizer_name: str,
+    bits: int,
     g: Sequence[Tensor],
     p: Sequence[Tensor],
     state1: Sequence[Tensor],
@@ -294,53 +304,27 @@ def optimizer_update_8bit_blockwise(
     max_unorm: float = 0.0,
     compensation: Sequence[Tensor] | None = None,
     seed: Sequence[int] | None = None,
-) -> None:
-    """Like ``optimizer_update_32bit``, with uint8 states in blocks of 256 and their absmax."""
-    states, scales = (state1, state2), (absmax1, absmax2)
-    _check_update(8, optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
-    _check_rounding(p, compensation, seed)
-    _check_maps(8, optimizer_name, p, qmap1, qmap2)
+) -> OptimizerUpdate:
+    """Like ``optimizer_update_32bit``, with states of 8 or 4 bits in blocks, and their absmax.
 
-
-@operation(
-    "optimizer_update_4bit_blockwise(str optimizer_name, Tensor[] g, Tensor(a!)[] p, "
-    "Tensor(b!)[] state1, Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, Tensor qmap1, "
-    "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
-    "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
-    "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0, "
-    "Tensor(g!)[]? compensation=None, int[]? seed=None) -> ()"
-)
-def optimizer_update_4bit_blockwise(
-    optimizer_name: str,
-    g: Sequence[Tensor],
-    p: Sequence[Tensor],
-    state1: Sequence[Tensor],
-    state2: Sequence[Tensor],
-    unorm_vec: Sequence[Tensor],
-    qmap1: Tensor,
-    qmap2: Tensor | None,
-    absmax1: Sequence[Tensor],
-    absmax2: Sequence[Tensor],
-    step: Sequence[int],
-    lr: float,
-    beta1: float,
-    beta2: float,
-    beta3: float,
-    alpha: float,
-    eps: float,
-    weight_decay: float,
-    gnorm_scale: float = 1.0,
-    skip_zeros: bool = False,
-    max_unorm: float = 0.0,
-    compensation: Sequence[Tensor] | None = None,
-    seed: Sequence[int] | None = None,
-) -> None:
-    """Like ``optimizer_update_32bit``, with states of 4 bits in blocks of 128 and their absmax.
-
-    A state is uint8 of ``(ceil(numel / 2),)``, or ``(2, ceil(numel / 2))`` where it stacks two
-    values: two codes a byte, the first in the high nibble. Its map has 16 ascending entries.
+    A state is uint8: of the parameter's shape with 8 bits, of ``(ceil(numel / 2),)`` with 4, two
+    codes a byte, the first in the high nibble; where it stacks two values, with a 2 in front. Each
+    ``OPTIMIZER_BLOCKSIZES[bits]`` codes share an absmax. A map has ``2**bits`` ascending entries.
     """
-    states, scales = (state1, state2), (absmax1, absmax2)
-    _check_update(4, optimizer_name, g, p, step, states, scales, unorm_vec, max_unorm)
-    _check_rounding(p, compensation, seed)
-    _check_maps(4, optimizer_name, p, qmap1, qmap2)
+    if bits not in OPTIMIZER_BLOCKSIZES:
+        raise error("bits", f"one of {tuple(OPTIMIZER_BLOCKSIZES)}", bits)
+    numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay)
+    return OptimizerUpdate(
+        optimizer_name,
+        bits,
+        g,
+        p,
+        [state1, state2],
+        [absmax1, absmax2],
+        [qmap1, qmap2],
+        unorm_vec,
+        step,
+        (*numbers, gnorm_scale, skip_zeros, max_unorm),
+        compensation,
+        seed,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
@@ -11,22 +12,20 @@ from torch._compile import _disable_dynamo
 
 from bnbx.backends import reference
 from bnbx.ops import FLOAT_DTYPES, RULES, error
-from bnbx.optim.batch import Batch
+from bnbx.optim.batch import Batch, Batches, Constants
 from bnbx.optim.capture import counted_on_host, refuse_uncaptured
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.extras import (
     add_extras,
     check_rounding,
-    clipped,
     needs_more,
     refuse_sparse,
     rounding_arguments,
-    rounding_of,
 )
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.paging import Pages, paged_memory, paged_parameters
 from bnbx.optim.settings import Options, checked, checked_share
-from bnbx.optim.state import QuantizationMaps, bits_of, local, new_state, wrapped
+from bnbx.optim.state import QuantizationMaps, bits_of, locals_of, new_state, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +47,6 @@ DEFAULT_SETTINGS = {
     "bf16_stochastic_round": False,
     "kahan_sum": False,
 }
-
-_Constants = tuple[str, tuple[Any, ...]]  # rule and hyperparameters
 
 
 class KbitOptimizer(torch.optim.Optimizer):
@@ -263,38 +260,12 @@ class KbitOptimizer(torch.optim.Optimizer):
 
     def _batches(self) -> list[Batch]:
         """Sort the parameters that have gradients by what one call of the operation can share."""
-        batches: dict[tuple[Any, ...], Batch] = {}
-        known: dict[tuple[int, int], _Constants] = {}
-        equal: dict[_Constants, _Constants] = {}
-        for p, gradient, state, config in self._with_gradients():
-            # Hundreds of parameters have the same settings: their constants are made once, equal
-            # ones are one object, and what is found for each parameter is quickly compared.
-            step = state["step"] + 1
-            constants = known.get((id(config), step))
-            if constants is None:
-                constants = self._rule_of(config), self._constants(config, step)
-                constants = known[id(config), step] = equal.setdefault(constants, constants)
-            if config["percentile_clipping"] < 100:
-                constants = constants[0], clipped(constants[1], gradient, state, config)
-                constants = equal.setdefault(constants, constants)
-            rounding = rounding_of(p, config) if p.dtype is torch.bfloat16 else None
-            maps = (id(state.get("qmap1")), id(state.get("qmap2")))
-            key = (id(constants), p.device, *maps, rounding)
-            batch = batches.get(key)
-            if batch is None:
-                batch = batches[key] = Batch(constants[0], constants[1], rounding)
-            batch.parameters.append(p)
-            batch.gradients.append(gradient)
-            batch.states.append(state)
-        return list(batches.values())
-
-    def _with_gradients(self) -> list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any]]]:
-        """Return parameter, gradient, state and settings of each that has a gradient, checked."""
+        batches = Batches(self._rule_and_constants)
         overrides = GlobalOptimManager.get_instance().overrides()
-        found = []
+        special = []
         for group_number, group in enumerate(self.param_groups):
             shared = {**vars(self.args), **group}
-            more = needs_more(shared)
+            more, batch = needs_more(shared), None  # the batch of the parameter before
             for number, p in enumerate(group["params"]):
                 gradient = p.grad
                 if gradient is None:
@@ -308,11 +279,30 @@ class KbitOptimizer(torch.optim.Optimizer):
                 if needed or not state or gradient.layout is not torch.strided:
                     where = f"param_groups[{group_number}]['params'][{number}]"
                     self._prepare(p, gradient, state, config, where)
-                found.append((p, gradient, state, config))
-        return found
+                if needed:
+                    special.append((p, gradient, state, config))
+                    continue
+                # Of hundreds of parameters most differ in nothing that matters from the one before.
+                # Quantization maps lie where their parameters do.
+                if (
+                    batch is None
+                    or config is not batch.config
+                    or state["step"] != batch.step
+                    or state.get("qmap1") is not batch.qmap1
+                    or state.get("qmap2") is not batch.qmap2
+                    or (batch.qmap1 is None and p.device != batch.device)
+                ):
+                    batch = batches.of(p, gradient, state, config)
+                batch.add(p, gradient, state)
+        for p, gradient, state, config in special:  # when nothing can be refused any more
+            batches.of(p, gradient, state, config).add(p, gradient, state)
+        return batches.all()
 
     def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
         return self._rule
+
+    def _rule_and_constants(self, config: dict[str, Any], step: Any) -> Constants:
+        return self._rule_of(config), self._constants(config, step)
 
     def _constants(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:
         if not config["capturable"]:
@@ -364,13 +354,14 @@ class KbitOptimizer(torch.optim.Optimizer):
         states = batch.states
 
         def column(key: str) -> list[Tensor]:
-            return [state[key] for state in states] if key in states[0] else []
+            return list(map(operator.itemgetter(key), states)) if key in states[0] else []
 
         # The kernels write in place, so a parameter with gaps or permuted strides is updated in a
-        # copy and keeps its layout; contiguous() of any other is the parameter itself.
-        shards = [local(p) for p in batch.parameters]
-        targets = [shard.contiguous() for shard in shards]
-        gradients = [local(gradient) for gradient in batch.gradients]
+        # copy and keeps its layout.
+        targets = shards = locals_of(batch.parameters)
+        gradients = batch.gradients if shards is batch.parameters else locals_of(batch.gradients)
+        if not all(map(Tensor.is_contiguous, shards)):
+            targets = [shard.contiguous() for shard in shards]
         steps = [state["step"] + 1 for state in states]
         ops: Any = torch.ops.bnbx
         if isinstance(steps[0], Tensor):
@@ -379,7 +370,6 @@ class KbitOptimizer(torch.optim.Optimizer):
             refuse_uncaptured(batch.parameters[0])
         limited = batch.hyperparameters[-1] > 0.0
         moments = (
-            batch.rule,
             gradients,
             targets,
             column("state1"),
@@ -389,10 +379,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         rounding = rounding_arguments(batch.rounding, states)
         bits = bits_of(states[0], shards[0].shape)
         if bits < 32:
-            update = ops.optimizer_update_4bit_blockwise
-            if bits == 8:
-                update = ops.optimizer_update_8bit_blockwise
-            update(
+            ops.optimizer_update_blockwise(
+                batch.rule,
+                bits,
                 *moments,
                 states[0]["qmap1"],
                 states[0].get("qmap2"),
@@ -403,14 +392,18 @@ class KbitOptimizer(torch.optim.Optimizer):
                 *rounding,
             )
         else:
-            ops.optimizer_update_32bit(*moments, steps, *batch.hyperparameters, *rounding)
-        for shard, target in zip(shards, targets, strict=True):
-            if target is not shard:
-                shard.copy_(target)
+            ops.optimizer_update_32bit(
+                batch.rule, *moments, steps, *batch.hyperparameters, *rounding
+            )
+        if targets is not shards:
+            for shard, target in zip(shards, targets, strict=True):
+                if target is not shard:
+                    shard.copy_(target)
         # Kernels write past autograd, which must know that values saved for backward have changed.
         torch.autograd.graph.increment_version(batch.parameters)
+        counted = isinstance(steps[0], Tensor)
         for state, step in zip(states, steps, strict=True):
-            if isinstance(step, Tensor):
+            if counted:
                 state["step"].copy_(step)
             else:
                 state["step"] = step

@@ -71,6 +71,13 @@ def local(tensor: Tensor) -> Tensor:
     return tensor if to_local is None else to_local()
 
 
+def locals_of(tensors: list[Tensor]) -> list[Tensor]:
+    """Return what ``local`` makes of each; the list itself if there is no DTensor in it."""
+    if any(hasattr(kind, "to_local") for kind in set(map(type, tensors))):
+        return [local(tensor) for tensor in tensors]
+    return tensors
+
+
 def tensor_specs(
     shape: Sequence[int], bits: int, states: Sequence[OptimizerState]
 ) -> dict[str, TensorSpec]:
