@@ -112,7 +112,7 @@ def test_a_package_of_aotinductor(kinds: list[Any], tmp_path: Path, device: str)
     sizes = {0: torch.export.Dim("batch", min=2), 1: torch.export.Dim("length", min=2)}
     others = {0: torch.export.Dim("batch_of_ids", min=2), 1: torch.export.Dim("ids", min=2)}
     program = torch.export.export(module, (x, ids), dynamic_shapes=(sizes, others))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=tmp_path / "all.pt2")
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "all.pt2"))
     run = torch._inductor.aoti_load_package(path)
     for given in ((x, ids), (longer(x), longer(ids))):
         assert all(map(torch.equal, run(*given), module(*given)))
