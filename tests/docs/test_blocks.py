@@ -35,8 +35,12 @@ SHELLS = ("bash", "sh")
 LANGUAGES = NOT_RUN | {*SHELLS, "python", "output", "pycon", "{eval-rst}", "{toctree}"}
 run_python = PythonEvaluator()
 outputs = {}
-#: peft asks transformers for a name that the latter is about to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+#: What libraries say to each other: peft to transformers, and torch to itself in a compilation.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
 
 
 def run_block(example):
