@@ -12,14 +12,15 @@ namespace amx {
 struct Amx;
 using Vec = avx512::Vec<Amx>;
 
+static constexpr int64_t kGemvMost = 4;  // rows of bf16; then tiles take over
+
 static void gemm_4bit(const cpu::Product4& p) {
-  const int64_t gemv_most = p.dtype == DType::kBFloat16 ? 8 : cpu::kGemvMost;  // tiles take over
+  const int64_t gemv_most = p.dtype == DType::kBFloat16 ? kGemvMost : cpu::kGemvMost;
   if (cpu::gemv_4bit_int16<Vec>(p, gemv_most) || cpu::gemm_4bit_amx<Vec>(p)) return;
   cpu::gemm_4bit<Vec>(p);
 }
 
 static void gemm_4bit_transposed(const cpu::Product4& p) {
-  constexpr int64_t kGemvMost = 8;  // then tiles take over
   if (cpu::gemv_4bit_transposed<Vec>(p, kGemvMost) || cpu::gemm_4bit_transposed_amx<Vec>(p)) return;
   cpu::gemm_4bit_transposed<Vec>(p);
 }
