@@ -16,6 +16,13 @@ if sys.platform == "win32":
     pytest.skip("Windows has no such signals", allow_module_level=True)
 
 
+#: A shell has a program that it starts in the background, such as these tests, ignore Ctrl-C.
+PROGRAM = """import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from bnbx.cli import main
+raise SystemExit(main())"""
+
+
 @pytest.fixture
 def source(tmp_path):
     """Return a file whose quantization takes some seconds, in its own directory."""
@@ -29,7 +36,7 @@ def source(tmp_path):
 def start(source, dst):
     # The kernels are switched off, to have time to stop it.
     return subprocess.Popen(  # noqa: S603 (our own program)
-        [sys.executable, "-m", "bnbx", "quantize", str(source), str(dst)],
+        [sys.executable, "-c", PROGRAM, "quantize", str(source), str(dst)],
         env={**os.environ, "BNBX_REFERENCE": "1", "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
