@@ -8,6 +8,7 @@ from torch import nn
 
 import bnbx
 from bnbx import functional as F
+from bnbx.quantize import calibration
 from bnbx.quantize.gptq import with_error_feedback
 
 
@@ -162,6 +163,7 @@ def test_refusals():
     refuses("calibration: expected batches that are", calibration=[3])
     refuses("calibration_method: expected one of", calibration_method="awq")
     refuses("calibration: expected None", kind="int8")
+    refuses("calibration_method: expected the", calibration_method="imatrix", calibration=None)
     refuses("scale_search: expected the default", kind="int8", scale_search=True, calibration=None)
 
 
@@ -188,3 +190,44 @@ def test_a_nan_in_a_row_takes_its_block_and_no_other():
     is_nan = with_error_feedback(weight, moments, scales, 64, "nf4").isnan()
     assert is_nan[1, :64].all()
     assert is_nan.sum() == 64
+
+
+class Carrying(nn.Module):
+    """Passes on more than the hidden state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x, residual):
+        y = self.down(torch.relu(self.up(x)))
+        return y, residual + y
+
+
+class Carried(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Carrying() for _ in range(3))
+
+    def forward(self, x):
+        residual = x
+        for layer in self.layers:
+            x, residual = layer(x, residual)
+        return residual
+
+
+def test_blocks_that_pass_on_more_than_one_tensor_come_layer_by_layer(monkeypatch):
+    torch.manual_seed(0)
+    carried, seen = Carried(), []
+    monkeypatch.setattr(calibration, "_through", lambda *_, **__: seen.append(1) or iter(()))
+    report = bnbx.quantize_(carried, calibration=[torch.randn(4, 64)], progress=False)
+    assert seen == []
+    assert len(report.layers) == 6
+
+
+def test_moments_are_not_rounded_under_autocast():
+    moments = calibration._Moments("a", pairs=True)
+    x = torch.randn(32, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        moments.add(nn.Identity(), (x,), {})
+    assert torch.equal(moments.take_mean(), x.t() @ x / 32)

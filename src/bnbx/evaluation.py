@@ -108,7 +108,7 @@ def perplexity(
     loss = total / count
     if not math.isfinite(loss):
         raise error("model", "finite logits", f"a loss of {loss}")
-    return Evaluation(math.exp(loss), loss, count, time.perf_counter() - start)
+    return Evaluation(math.exp(min(loss, 700.0)), loss, count, time.perf_counter() - start)
 
 
 def _windows(count: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
@@ -185,10 +185,16 @@ def evaluate(
     if is_quantized:
         # transformers looks for bitsandbytes: it finds bnbx.
         importlib.import_module("bnbx.compat.bitsandbytes")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
     tokens = _tokens(tokenizer, text, limit_tokens)
     network = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True
+        folder,
+        dtype=dtype or "auto",
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
     ).eval()
     longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and window > longest:

@@ -144,6 +144,41 @@ def test_several_files_without_an_index(source):
     refused(source, "shards and model.safetensors.index.json, got only")
 
 
+def test_one_file_and_shards(source):
+    """transformers takes the one file."""
+    save_file({"a": torch.zeros(1)}, source / "model.safetensors")
+    refused(source, "expected model.safetensors or model.safetensors.index.json, got both")
+
+
+def test_weights_that_the_config_names(source):
+    edit_json(source / "config.json", transformers_weights="adapter_model.bin")
+    refused(source, "transformers_weights: expected .*, got 'adapter_model.bin'")
+
+
+def test_a_file_of_another_name(tmp_path):
+    (tmp_path / "src").mkdir()
+    save_file({"a.weight": torch.zeros(64, 64)}, tmp_path / "src" / "adapter_model.safetensors")
+    refused(tmp_path / "src", "expected model.safetensors, or shards")
+
+
+def test_settings_that_a_file_has_no_place_for(tmp_path):
+    source = tmp_path / "a.safetensors"
+    save_file({"a.weight": torch.zeros(64, 64)}, source)
+    for kind, settings in (
+        ("nf4", {"max_shard_size": 1}),
+        ("nf4", {"compute_dtype": torch.float16}),
+        ("int8", {"threshold": 3.0}),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(settings))}: expected the default"):
+            quantize_checkpoint(source, tmp_path / "b.safetensors", kind, **settings)
+
+
+def test_a_file_of_gpt2(tmp_path):
+    save(gpt2(), tmp_path / "src")
+    with pytest.raises(ValueError, match="a Conv1D"):
+        quantize_checkpoint(tmp_path / "src" / "model.safetensors", tmp_path / "b.safetensors")
+
+
 def test_a_tensor_in_two_files(source):
     first, second = sorted(source.glob("*.safetensors"))[:2]
     tensors = load_file(first)

@@ -70,7 +70,11 @@ BAD = {
     "negative": (raw({"a": entry([1], -4, 0)}, bytes(4)), "two data_offsets"),
     "negative size": (raw({"a": entry([-1, -1], 0, 4)}, bytes(4)), "a list of sizes"),
     "beyond the end": (raw({"a": entry([2**40], 0, 2**42)}, bytes(8)), "truncated"),
-    "sizes that overflow": (raw({"a": entry([2**62, 2**62], 0, 0)}), "bytes between"),
+    "sizes that overflow": (raw({"a": entry([2**62, 2**62], 0, 0)}), "less than 2.*63 elements"),
+    "empty, with sizes that overflow": (
+        raw({"a": entry([0, 2**62, 2**62], 0, 0)}),
+        "less than 2.*63 elements",
+    ),
     "many dimensions": (raw({"a": entry([1] * 65, 0, 4)}, bytes(4)), "a list of sizes"),
     "size no number": (raw({"a": entry([True], 0, 4)}, bytes(4)), "a list of sizes"),
     "shape no list": (raw({"a": entry("4", 0, 4)}, bytes(4)), "a list of sizes"),

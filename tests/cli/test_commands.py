@@ -177,7 +177,7 @@ def test_eval_needs_a_model_and_a_text(capsys, tmp_path, model_path, text_path):
 def test_eval_says_what_to_install(capsys, monkeypatch, model_path, text_path):
     monkeypatch.setattr(optional, "available", lambda _: False)
     err = run(capsys, "eval", model_path, "--text", text_path, status=MISSING_PACKAGE)
-    assert "needs transformers, which is not installed: pip install 'bnbx[cli]'" in err
+    assert "needs transformers, which is not installed; the extra 'cli' of bnbx brings it" in err
 
 
 @pytest.mark.skipif(
@@ -243,6 +243,11 @@ def test_sizes(text, expected):
 def test_arguments_that_are_none(kind, text):
     with pytest.raises(argparse.ArgumentTypeError, match="expected .* got"):
         kind(text)
+
+
+def test_json_in_front_of_the_command(capsys):
+    assert main(["--json", "info"]) == 0
+    assert "backends" in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("arguments", [["quantize"], ["quantize", "a", "b", "--format", "nf5"]])

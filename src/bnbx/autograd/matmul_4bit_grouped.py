@@ -20,7 +20,6 @@ class _MatMul4BitGrouped(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         A: Tensor,
         B: Tensor,
         bias: Tensor | None,
@@ -28,11 +27,17 @@ class _MatMul4BitGrouped(torch.autograd.Function):
         state: QuantState,
         transposed: bool,
     ) -> Tensor:
-        ctx.save_for_backward(B, offsets)
-        ctx.state = state
-        ctx.transposed = transposed
-        ctx.bias_dtype = None if bias is None else bias.dtype
         return _product(A, B, state, offsets, bias, transposed)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any,
+        inputs: tuple[Tensor, Tensor, Tensor | None, Tensor, QuantState, bool],
+        output: Tensor,  # noqa: ARG004
+    ) -> None:
+        _, B, bias, offsets, ctx.state, ctx.transposed = inputs
+        ctx.save_for_backward(B, offsets)
+        ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
     def backward(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -105,6 +105,14 @@ def quantize_checkpoint(
         if not weights.transposed:
             reasons = sorted(set(weights.kept.values()))
             raise error("src", "at least one linear layer to quantize", f"none: {reasons}")
+        useless: dict[str, tuple[Any, Any]] = {}
+        if checkpoint.is_file:
+            useless["max_shard_size"] = (max_shard_size, DEFAULT_SHARD_SIZE)
+        if not checkpoint.config:
+            useless |= {"compute_dtype": (compute_dtype, None), "threshold": (threshold, 6.0)}
+        for name, (value, default) in useless.items():
+            if value != default:
+                raise error(name, "the default, because the result has no place for it", value)
         size = sys.maxsize if checkpoint.is_file else max_shard_size
         job = Job(checkpoint, weights, settings, size)
         copied, left_out = checkpoint.other_files()

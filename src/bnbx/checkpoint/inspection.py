@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,8 @@ def inspect_checkpoint(
                 "double_quant": (double_quant, False),
                 "blocksize": (blocksize, 64),
             }
+            if reference is None:
+                given["layers_from"] = (layers_from, "auto")
             for name, (value, default) in given.items():
                 if value != default:
                     what = "the default, because the checkpoint is quantized"
@@ -196,10 +199,12 @@ class _Reference:
         self._checkpoint = None if path is None else Checkpoint(path)
         self._transposed: dict[str, bool] = {}
         if self._checkpoint is not None:
-            if mark := self._checkpoint.quantized_by():
-                self._checkpoint.__exit__()
-                raise error("reference", "a checkpoint that is not quantized", mark)
-            self._transposed = find_weights(self._checkpoint, (), layers_from).transposed
+            with contextlib.ExitStack() as on_failure:
+                on_failure.enter_context(self._checkpoint)
+                if mark := self._checkpoint.quantized_by():
+                    raise error("reference", "a checkpoint that is not quantized", mark)
+                self._transposed = find_weights(self._checkpoint, (), layers_from).transposed
+                on_failure.pop_all()
 
     def __enter__(self) -> Self:
         return self

@@ -124,7 +124,7 @@ def _by_model(checkpoint: Checkpoint, skeleton: Any, skip: Sequence[str]) -> Wei
 def _by_names(checkpoint: Checkpoint, skip: Sequence[str]) -> Weights:
     model_type = checkpoint.config.get("model_type")
     if model_type in CONV1D_MODELS:
-        hint = "pip install 'bnbx[cli]'"
+        hint = "Install transformers."
         raise error(
             "layers_from", f"'model' for {model_type!r}, to know its layouts", "names", hint
         )
@@ -138,6 +138,10 @@ def _by_names(checkpoint: Checkpoint, skip: Sequence[str]) -> Weights:
         if last != "weight" or len(entry.shape) != 2:
             kept[name] = "no weight of a linear layer by its name and shape"
             continue
+        bias = checkpoint.tensors.get(f"{module}.bias")
+        if bias is not None and bias.shape != entry.shape[:1]:
+            got, hint = f"shape {entry.shape}: a Conv1D?", "Quantize it with layers_from='model'."
+            raise error(f"tensor {printable(name)}", f"{bias.shape} rows, as its bias", got, hint)
         reason = skips.reason(module) or _reason_by_name(module) or _reason(entry)
         if reason:
             kept[name] = reason

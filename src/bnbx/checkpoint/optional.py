@@ -39,6 +39,7 @@ def need(package: str, what_for: str) -> ModuleType:
     """
     top = package.partition(".")[0]
     if not available(top):
-        msg = f"{what_for} needs {top}, which is not installed: pip install 'bnbx[{EXTRAS[top]}]'"
+        hint = f"the extra {EXTRAS[top]!r} of bnbx brings it"
+        msg = f"{what_for} needs {top}, which is not installed; {hint}"
         raise MissingPackageError(msg, name=top)
     return importlib.import_module(package)

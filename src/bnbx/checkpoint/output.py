@@ -45,12 +45,14 @@ def staged(path: Path, *, as_file: bool) -> Iterator[Path]:
         sync_directory(stage)
         check_new(path)
         (stage / path.name if as_file else stage).rename(path)
-        sync_directory(path.parent)
-        if as_file:
-            stage.rmdir()
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
+    # It is there: what fails now is no failure.
+    with contextlib.suppress(OSError):
+        sync_directory(path.parent)
+        if as_file:
+            stage.rmdir()
 
 
 def check_new(path: Path) -> None:

@@ -20,7 +20,8 @@ WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "c
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 #: What is copied: text and tokenizers. Other files, weights in other formats among them, are not.
 COPIED_SUFFIXES = frozenset(
-    {".json", ".jsonl", ".txt", ".model", ".jinja", ".tiktoken", ".py", ".md", ".yaml", ".yml"}
+    {".json", ".jsonl", ".txt", ".model", ".spm", ".jinja", ".tiktoken", ".py", ".md"}
+    | {".yaml", ".yml"}
 )
 COPIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 MAX_JSON = 100_000_000
@@ -121,7 +122,9 @@ class Checkpoint:
         for path in sorted(self.root.iterdir()):
             if path.name in {CONFIG, INDEX} or path.name in self.files:
                 continue
-            is_text = path.suffix in COPIED_SUFFIXES or path.name.startswith(COPIED_NAMES)
+            is_text = path.suffix in COPIED_SUFFIXES or (
+                path.name.startswith(COPIED_NAMES) and path.suffix not in PICKLES
+            )
             is_index = path.name.endswith(".index.json")
             if path.is_dir() or path.name.startswith(".") or not is_text or is_index:
                 left.append(path.name)
@@ -165,13 +168,19 @@ class Checkpoint:
             if self.path.suffix != SUFFIX:
                 raise _not_safetensors(self.path, self.path.suffix in PICKLES)
             return [self.path.name]
-        if (self.root / INDEX).exists():
-            return self._indexed_files()
-        if (self.root / WEIGHTS).exists():
+        # transformers reads one file or the other, and any that config.json names.
+        one, many = (self.root / WEIGHTS).exists(), (self.root / INDEX).exists()
+        if one and many:
+            hint = "Remove the one that is stale."
+            raise error(f"{self.root}", f"{WEIGHTS} or {INDEX}", "both", hint)
+        named = self.config.get("transformers_weights")
+        if named not in {None, WEIGHTS, INDEX}:
+            raise error("config.json: transformers_weights", f"{WEIGHTS} or {INDEX}", repr(named))
+        if one:
             return [WEIGHTS]
+        if many:
+            return self._indexed_files()
         found = sorted(path.name for path in self.root.iterdir() if path.suffix == SUFFIX)
-        if len(found) == 1:
-            return found
         if found:
             raise error(f"{self.root}", f"{WEIGHTS}, or shards and {INDEX}", f"only {found}")
         pickled = any(path.suffix in PICKLES for path in self.root.iterdir())

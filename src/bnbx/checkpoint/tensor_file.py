@@ -186,6 +186,8 @@ class TensorFile:
             raise self._error("a list of sizes", reprlib.repr(shape), name)
         if not _are_sizes(offsets) or len(offsets) != 2:
             raise self._error("two data_offsets", reprlib.repr(offsets), name)
+        if math.prod(size or 1 for size in shape) >= 2**63:
+            raise self._error("a shape of less than 2**63 elements", reprlib.repr(shape), name)
         nbytes = math.prod(shape) * DTYPES[dtype].itemsize
         if offsets[1] - offsets[0] != nbytes:
             what = f"{nbytes} bytes between data_offsets for {dtype} of shape {shape}"

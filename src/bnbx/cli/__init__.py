@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": inspect,
     "bench": bench,
 }
+JSON = "print JSON instead of a table"
 #: What went wrong -> the exit status; 2 is a wrong command line.
 REFUSED, MISSING_PACKAGE, SYSTEM_ERROR = 1, 3, 4
 EXIT_STATUSES = """\
@@ -72,8 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     for name, module in COMMANDS.items():
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add(command)
-        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        # A default would undo a --json in front of the command.
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=JSON)
+    parser.add_argument("--json", action="store_true", help=JSON)
     return parser
 
 

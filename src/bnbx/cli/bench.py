@@ -87,6 +87,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.dtype not in FLOAT_DTYPES:
         raise error("--dtype", f"one of {FLOAT_DTYPES}", options.dtype)
     threads = options.threads or torch.get_num_threads()
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as failure:
+        raise error("--device", "a device of this torch", options.device) from failure
     every = cases(options.size, options.dtype, torch.device(options.device))
     chosen = [c for c in every if all(text in c.name for text in options.only)]
     if not chosen:

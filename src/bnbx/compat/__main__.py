@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import types
 from pathlib import Path
 
 from bnbx.compat.alias import SITE, install
@@ -49,7 +50,9 @@ def main() -> int:
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
     elif option == "-c":
         sys.argv = ["-c", *rest[1:]]
-        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})  # noqa: S102
+        module = types.ModuleType("__main__")
+        sys.modules["__main__"] = module
+        exec(compile(rest[0], "<string>", "exec", dont_inherit=True), vars(module))  # noqa: S102
     else:
         sys.argv = sys.argv[1:]
         # The program's own directory comes first, as if python had been called with it.

@@ -89,7 +89,7 @@ def replace_parameter_4bit(
     blocksize
         Elements that share a scale: 32, 64 (the default), 128, ..., 4096.
     scale_search
-        As for ``quantize_4bit``.
+        As for ``quantize_4bit``. Values that are loaded later are quantized without it.
 
     Raises
     ------

@@ -30,10 +30,12 @@ class _Moments:
         self.total: Tensor | None = None
         self.rows = 0
 
-    def add(self, _: Module, args: tuple[Any, ...]) -> None:
-        rows = args[0].detach().reshape(-1, args[0].shape[-1]).float()
-        # A sum over all rows: a NaN or an infinity anywhere is one in the squares too.
-        new = rows.t() @ rows if self.pairs else rows.square().sum(dim=0)
+    def add(self, _: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x: Tensor = args[0] if args else kwargs["input"]
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        with torch.autocast(rows.device.type, enabled=False):
+            # A sum over all rows: a NaN or an infinity anywhere is one in the squares too.
+            new = rows.t() @ rows if self.pairs else rows.square().sum(dim=0)
         if not bool(new.isfinite().all()):
             hint = "Look at the batch, and at the layers before it."
             raise error(
@@ -42,11 +44,12 @@ class _Moments:
         self.total = new if self.total is None else self.total.add_(new)
         self.rows += len(rows)
 
-    def mean(self) -> Tensor:
+    def take_mean(self) -> Tensor:
         if self.total is None or self.rows == 0:
             hint = "Skip the layer, or add batches that use it."
             raise error("calibration", f"batches that reach {self.name}", "none that does", hint)
-        return self.total / self.rows
+        total, self.total = self.total, None
+        return total.div_(self.rows)
 
 
 @dataclasses.dataclass
@@ -129,7 +132,7 @@ def calibrated(
         with _evaluating(model), _watching(model, [layer], pairs=pairs) as moments:
             for batch in given:
                 model(*batch.args, **batch.kwargs)
-        yield [layer], {name: m.mean() for name, m in moments.items()}
+        yield [layer], {name: m.take_mean() for name, m in moments.items()}
 
 
 def _batch(batch: Any) -> _Batch:
@@ -171,8 +174,9 @@ def _through(
         with _evaluating(model), _watching(model, group, pairs=pairs) as moments:
             for call, given in zip(calls, hidden, strict=True):
                 call.run(block, given)
-        yield group, {layer: m.mean() for layer, m in moments.items()}
-        del moments
+        yield group, {layer: m.take_mean() for layer, m in moments.items()}
+        if number + 1 == len(stack):
+            return
         with _evaluating(model):
             hidden = [call.run(block, given) for call, given in zip(calls, hidden, strict=True)]
 
@@ -180,7 +184,7 @@ def _through(
 def _recorded(model: Module, stack: Sequence[str], batch: _Batch) -> list[_Call] | None:
     """Return what each block is called with; None unless each gets what the one before returns."""
     calls: list[_Call] = []
-    last: list[Any] = [None]
+    last: list[Any] = [None]  # what the block before has returned
     chained = True
 
     def before(block: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -189,10 +193,13 @@ def _recorded(model: Module, stack: Sequence[str], batch: _Batch) -> list[_Call]
         in_order = len(calls) < len(blocks) and block is blocks[len(calls)]
         chained &= in_order and isinstance(call.hidden, Tensor)
         chained &= not calls or call.hidden is last[0]
+        # What else a block returns and the next one gets would not be renewed.
+        others = (*args[1:], *kwargs.values()) if args else kwargs.values()
+        chained &= not any(x is y for x in others for y in last[1:] if isinstance(y, Tensor))
         calls.append(call if not calls else call.without_hidden())
 
     def after(_: Module, __: Any, out: Any) -> None:
-        last[0] = _first(out)
+        last[:] = out if isinstance(out, tuple | list) else [out]
 
     blocks = [model.get_submodule(name) for name in stack]
     handles = [b.register_forward_pre_hook(before, with_kwargs=True) for b in blocks]
@@ -220,7 +227,8 @@ def _watching(
 ) -> Iterator[dict[str, _Moments]]:
     moments = {layer.names[0]: _Moments(layer.names[0], pairs=pairs) for layer in layers}
     handles = [
-        model.get_submodule(name).register_forward_pre_hook(m.add) for name, m in moments.items()
+        model.get_submodule(name).register_forward_pre_hook(m.add, with_kwargs=True)
+        for name, m in moments.items()
     ]
     try:
         yield moments

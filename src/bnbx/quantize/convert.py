@@ -78,7 +78,8 @@ def quantize_(
     threshold
         int8 only: as for ``Linear8bitLt``.
     scale_search
-        4-bit only: as for ``quantize_4bit``. With ``calibration`` it always happens.
+        4-bit only: as for ``quantize_4bit``. With ``calibration`` it always happens. Values that
+        are loaded into the layers later are quantized without it.
     calibration
         4-bit only: batches for the model, each a tensor, a tuple of arguments or a dict of
         keywords, from which the layers learn what their inputs look like. A few thousand tokens of
@@ -104,7 +105,8 @@ def quantize_(
     ------
     ValueError
         If an argument is wrong, or set though ``kind`` has no use for it, or if ``model`` is a
-        linear layer itself, which cannot be replaced from within.
+        linear layer itself, which cannot be replaced from within. If no batch reaches a layer, or
+        its inputs are not finite: layers before it are quantized then.
     """
     if isinstance(model, torch.nn.Linear):
         hint = "Make a Linear4bit or Linear8bitLt of it."
@@ -114,6 +116,9 @@ def quantize_(
     )
     if calibration is not None and kind == "int8":
         raise error("calibration", "None, because 'int8' has no use for it", "batches")
+    if calibration is None and calibration_method != "gptq":
+        expected = "the default, because there is no calibration"
+        raise error("calibration_method", expected, repr(calibration_method))
     search = scale_search or calibration is not None
     experts = ExpertSettings(kind, double_quant, compute_dtype, blocksize, quant_storage, search)
     chosen, skipped, unused = plan(model, skip, experts, untie=untie)
