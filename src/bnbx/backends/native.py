@@ -177,13 +177,34 @@ class NativeBackend:
         blocksize: int,
         quant_type: str,
         bias: Tensor | None = None,
+        *nested: Any,
+        transposed: bool = False,
+    ) -> Tensor:
+        kernel = self.ext.gemm_4bit_transposed if transposed else self.ext.gemm_4bit
+        columns = shapeB[1 if transposed else 0]
+        rows = out.numel() // columns if columns else 0
+        call = (A, B, absmax, blocksize, quant_type, bias, *nested)
+        return self._call_4bit(kernel, rows, shapeB, transposed, out, *call)
+
+    def _call_4bit(
+        self,
+        kernel: Callable[..., None],
+        rows: int | list[int],
+        shape: Sequence[int],
+        transposed: bool,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
         absmax_8bit: Tensor | None = None,
         absmax_code: Tensor | None = None,
         absmax_offset: Tensor | None = None,
         absmax_blocksize: int = 256,
-        *,
-        transposed: bool = False,
     ) -> Tensor:
+        """Multiply by one weight, or by a stack of them: ``rows`` are ends of groups then."""
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
         bias = None if bias is None else bias.contiguous()
         codes = code = offset = 0
@@ -191,13 +212,11 @@ class NativeBackend:
             absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
             codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
             offset = absmax_offset.data_ptr()
-        kernel = self.ext.gemm_4bit_transposed if transposed else self.ext.gemm_4bit
-        columns = shapeB[1 if transposed else 0]
         kernel(
             A.data_ptr(),
             DTYPES[A.dtype],
-            out.numel() // columns if columns else 0,
-            *shapeB,
+            rows,
+            *shape,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,

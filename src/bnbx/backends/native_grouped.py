@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bnbx.backends.native import DTYPES, QUANT_TYPES, NativeBackend
+from bnbx.backends.native import NativeBackend
 from bnbx.ops.checks import read_offsets
 
 if TYPE_CHECKING:
@@ -60,40 +60,13 @@ class NativeGroupedBackend(NativeBackend):
         quant_type: str,
         ends: list[int],
         bias: Tensor | None = None,
-        absmax_8bit: Tensor | None = None,
-        absmax_code: Tensor | None = None,
-        absmax_offset: Tensor | None = None,
-        absmax_blocksize: int = 256,
-        *,
+        *nested: Any,
         transposed: bool = False,
     ) -> Tensor:
-        A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
-        bias = None if bias is None else bias.contiguous()
-        codes = code = offset = 0
-        if absmax_8bit is not None and absmax_code is not None and absmax_offset is not None:
-            absmax_8bit, absmax_code = absmax_8bit.contiguous(), absmax_code.contiguous()
-            codes, code = absmax_8bit.data_ptr(), absmax_code.data_ptr()
-            offset = absmax_offset.data_ptr()
         ext = self.ext
         kernel = ext.gemm_4bit_grouped_transposed if transposed else ext.gemm_4bit_grouped
-        kernel(
-            A.data_ptr(),
-            DTYPES[A.dtype],
-            ends,
-            *shapeB[1:],
-            B.data_ptr(),
-            absmax.data_ptr(),
-            blocksize,
-            QUANT_TYPES[quant_type],
-            *(() if transposed else (0 if bias is None else bias.data_ptr(),)),
-            codes,
-            code,
-            offset,
-            absmax_blocksize,
-            out.data_ptr(),
-            self.stream_of(A),
-        )
-        return out
+        call = (A, B, absmax, blocksize, quant_type, bias, *nested)
+        return self._call_4bit(kernel, ends, shapeB[1:], transposed, out, *call)
 
 
 def _ends_of_groups(offsets: Tensor, out: Tensor) -> list[int]:
