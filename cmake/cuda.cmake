@@ -7,6 +7,14 @@ set(has_architectures FALSE)
 if(DEFINED CMAKE_CUDA_ARCHITECTURES OR DEFINED ENV{CUDAARCHS})
   set(has_architectures TRUE)
 endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR
+    "COMPUTE_BACKEND=cuda: no CUDA compiler that works. Install the CUDA toolkit, and put its nvcc "
+    "into PATH or name it with -DCMAKE_CUDA_COMPILER; a host compiler that it knows can be given "
+    "with -DCMAKE_CUDA_HOST_COMPILER.")
+endif()
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_ID STREQUAL "NVIDIA")
   set(toolkit ${CMAKE_CUDA_COMPILER_VERSION})
