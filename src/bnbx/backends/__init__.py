@@ -16,6 +16,7 @@ from bnbx import ops
 from bnbx.backends import cuda_modules, reference
 from bnbx.backends.cpu import CpuBackend
 from bnbx.backends.cuda import CudaBackend
+from bnbx.backends.native_grouped import NativeGroupedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,6 +109,13 @@ def _load(
     return Backend(name, device, tuple(ext.operations()), details=details)
 
 
+def _load_cpu() -> Backend:
+    # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
+    if os.environ.get("BNBX_SIMT") == "1":
+        return _load("_simt", "cpu", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
+    return _load("_cpu", "cpu", CpuBackend)
+
+
 @functools.cache  # once is enough
 def _warn(device: str, reason: str) -> None:
     warnings.warn(
@@ -145,7 +153,7 @@ def _load_cuda() -> tuple[Backend, ...]:
 
 #: Every backend of this installation, loaded or not.
 BACKENDS: tuple[Backend, ...] = (
-    _load("_cpu", "cpu", CpuBackend),
+    _load_cpu(),
     *_load_cuda(),
     _register_reference(),
 )
