@@ -25,15 +25,21 @@ __global__ void __launch_bounds__(kFewThreads)
   int32_t sums[kRows][kFewColumns] = {};
   for (int64_t k = lane * kChunk; k < x.K; k += kUnroll * kGroup * kChunk) {
     Chunk b[kUnroll][kFewColumns];
+#pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
       for (int c = 0; c < kFewColumns; ++c) {
         b[u][c] = load_chunk(x.B + column(c) * x.K, k + u * kGroup * kChunk, x.K, x.aligned);
       }
     }
+#pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
       for (int r = 0; r < kRows; ++r) {
         const Chunk a = load_chunk(x.A + row(r) * x.K, k + u * kGroup * kChunk, x.K, x.aligned);
+#pragma unroll
         for (int c = 0; c < kFewColumns; ++c) {
+#pragma unroll
           for (int i = 0; i < 4; ++i) {
             sums[r][c] = dot4(a.values[i], b[u][c].values[i], sums[r][c]);
           }
@@ -41,11 +47,15 @@ __global__ void __launch_bounds__(kFewThreads)
       }
     }
   }
+#pragma unroll
   for (auto& of_row : sums) {
+#pragma unroll
     for (int32_t& sum : of_row) sum = group_sum(sum);
   }
+#pragma unroll
   for (int c = 0; c < kFewColumns && first + c < x.N; ++c) {
     int32_t of_column[kRows];
+#pragma unroll
     for (int r = 0; r < kRows; ++r) of_column[r] = sums[r][c];
     epilogue.template store_column<kRows>(x, first + c, of_column);
   }

@@ -18,6 +18,7 @@ struct StoreSums {
       const int64_t m = place.lane_row + 8 * i;
       if (m >= x.M) continue;
       int32_t run[Tile::kRun];
+#pragma unroll
       for (int c = 0; c < Tile::kRun; ++c) run[c] = sums[i / 2][c / 2][i % 2 * 2 + c % 2];
       store_run(out + m * x.N, place.lane_column, x.N, aligned, run);
     }
@@ -27,6 +28,7 @@ struct StoreSums {
   __device__ void store_column(const Int8Operands& x, int64_t n,
                                const int32_t (&sums)[kRows]) const {
     if (threadIdx.x % kGroup != 0) return;
+#pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r < x.M) out[r * x.N + n] = sums[r];
     }

@@ -31,6 +31,7 @@ struct Outliers {
     for (int64_t i = lane * kChunk; i < extent; i += kGroup * kChunk) {
       const Chunk chunk = flags_at(i);
       if ((chunk.values[0] | chunk.values[1] | chunk.values[2] | chunk.values[3]) == 0) continue;
+#pragma unroll
       for (int j = 0; j < kChunk; ++j) {
         if ((chunk.values[j / 4] >> 8 * (j % 4) & 0xffu) != 0) use(i + j);
       }
@@ -63,7 +64,8 @@ struct OutlierList {
     for (uint32_t word : chunk.values) flagged = dot4(word, 0x01010101u, flagged);
     int count = 0;
     int at = place_of(flagged, &count);
-    for (int j = 0; j < kChunk && flagged > 0; ++j) {
+#pragma unroll
+    for (int j = 0; j < kChunk; ++j) {
       const bool flag = (chunk.values[j / 4] >> 8 * (j % 4) & 0xffu) != 0;
       if (flag) columns[at++] = static_cast<int32_t>(own + j);
     }
@@ -110,14 +112,17 @@ struct OutlierPanel {
       return *reinterpret_cast<const uint32_t*>(&lines[line][half * 8 + lane % 4 * 2]);
     };
     uint32_t b[Tile::kColumnTiles][2];
+#pragma unroll
     for (int j = 0; j < Tile::kColumnTiles; ++j) {
       const int line = Tile::kRows + place.group_column + line_of_fragment<Tile>(j, lane / 4);
+#pragma unroll
       for (int half = 0; half < 2; ++half) b[j][half] = pair(line, half);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
       const int line = place.group_row + 16 * i + lane / 4;
       const uint32_t a[4] = {pair(line, 0), pair(line + 8, 0), pair(line, 1), pair(line + 8, 1)};
+#pragma unroll
       for (int j = 0; j < Tile::kColumnTiles; ++j) mma(values[i][j], a, b[j], T{});
     }
   }
@@ -139,6 +144,7 @@ struct OutlierPanel<Tile, float> {
       const float* b = columns[k] + Tile::kRows + place.group_column + lane % 4 * Tile::kRun;
 #pragma unroll
       for (int i = 0; i < 2 * Tile::kRowTiles; ++i) {
+#pragma unroll
         for (int c = 0; c < Tile::kRun; ++c) {
           float& value = values[i / 2][c / 2][i % 2 * 2 + c % 2];
           value = fmaf(a[8 * i], b[c], value);

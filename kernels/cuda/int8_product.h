@@ -32,6 +32,7 @@ __device__ inline Chunk load_chunk(const int8_t* row, int64_t k, int64_t K, bool
   if (aligned) {
     if (k < K) chunk = load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(row + k));
   } else {
+#pragma unroll
     for (int i = 0; i < kChunk; ++i) {
       const uint32_t byte = k + i < K ? static_cast<uint8_t>(row[k + i]) : 0;
       chunk.values[i / 4] |= byte << 8 * (i % 4);
@@ -110,6 +111,7 @@ class Copies {
  public:
   __device__ Copies(const Int8Operands& x, const Place<Tile>& place, int8_t* shared)
       : x_(x), to_(shared + threadIdx.x * kChunk) {
+#pragma unroll
     for (int i = 0; i < kLinesPerThread; ++i) {
       const int line = static_cast<int>(threadIdx.x) / 4 + i * (Tile::kThreads / 4);
       const bool in_A = line < Tile::kRows;
@@ -122,6 +124,7 @@ class Copies {
 
   // `k` is the stage's first entry of each line.
   __device__ void start(int64_t k, int stage) const {
+#pragma unroll
     for (int i = 0; i < Tile::kChunks; ++i) {
       const int panel = i / kLinesPerThread;
       const int64_t at = k + panel * Tile::kDepth + threadIdx.x % 4 * kChunk;
@@ -153,10 +156,13 @@ __device__ void multiply_stage(const Place<Tile>& place, const int8_t* stage,
     return load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(panel + i * Tile::kDepth));
   };
   Chunk a[2 * Tile::kRowTiles];
+#pragma unroll
   for (int i = 0; i < 2 * Tile::kRowTiles; ++i) a[i] = line(place.group_row + 8 * i + lane / 4);
+#pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const Chunk b =
         line(Tile::kRows + place.group_column + line_of_fragment<Tile>(j, lane / 4));
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t right[2] = {b.values[2 * half], b.values[2 * half + 1]};
 #pragma unroll
@@ -228,12 +234,15 @@ template <class T, int kRun>
 __device__ void store_run(T* row, int64_t n, int64_t N, bool aligned, const T (&values)[kRun]) {
   constexpr int kWidth = 16 / sizeof(T);
   if (aligned && n + kRun <= N) {
+#pragma unroll
     for (int i = 0; i < kRun; i += kWidth) {
       Vector<T, kWidth> vector;
+#pragma unroll
       for (int j = 0; j < kWidth; ++j) vector.values[j] = values[i + j];
       store_vector(row + n + i, vector);
     }
   } else {
+#pragma unroll
     for (int i = 0; i < kRun; ++i) {
       if (n + i < N) row[n + i] = values[i];
     }

@@ -61,6 +61,7 @@ struct Scale {
 #pragma unroll
     for (int i = 0; i < 2 * Tile::kRowTiles; ++i) {
       const float unit = unit_of_row(row_scale(x, place.lane_row + 8 * i));
+#pragma unroll
       for (int c = 0; c < Tile::kRun; ++c) values[i / 2][c / 2][i % 2 * 2 + c % 2] *= unit;
     }
   }
@@ -71,13 +72,16 @@ struct Scale {
     Values<Tile> values;
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
+#pragma unroll
       for (int j = 0; j < Tile::kColumnTiles; ++j) {
+#pragma unroll
         for (int k = 0; k < 4; ++k) values[i][j][k] = static_cast<float>(sums[i][j][k]);
       }
     }
     const bool mixed = outliers.extent > 0 && add_outliers<Tile>(x, place, shared, values);
     if (place.split != 0) return;
     float scales[Tile::kRun], added[Tile::kRun];
+#pragma unroll
     for (int c = 0; c < Tile::kRun; ++c) {
       const int64_t n = smaller(place.lane_column + c, x.N - 1);
       scales[c] = mixed ? unit_of_row(col_stats[n]) : col_stats[n];
@@ -89,6 +93,7 @@ struct Scale {
       if (m >= x.M) continue;
       const float row = mixed ? 1.0f : row_stats[m] * kInt8Scale;
       T run[Tile::kRun];
+#pragma unroll
       for (int c = 0; c < Tile::kRun; ++c) {
         from_float(values[i / 2][c / 2][i % 2 * 2 + c % 2] * (scales[c] * row) + added[c], &run[c]);
       }
@@ -106,16 +111,19 @@ struct Scale {
       outliers.each_of_lane([&](int64_t k) {
         mixed = true;
         const float code = static_cast<float>(x.B[n * x.K + k]);
+#pragma unroll
         for (int r = 0; r < kRows; ++r) {
           const float value = to_float(outliers.A[smaller(r, x.M - 1) * x.K + k]);
           products[r] = fmaf(value, code, products[r]);
         }
       });
       mixed = any(mixed);
+#pragma unroll
       for (float& product : products) product = group_sum(product);
     }
     if (threadIdx.x % kGroup != 0) return;
     const float column = col_stats[n], added = bias_at(bias, n);
+#pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= x.M) continue;
       const float row = row_stats[r], sum = static_cast<float>(sums[r]);
