@@ -9,18 +9,18 @@ namespace bnbx::gpu {
 // Where a tile, and a lane's elements of it, are in a parameter.
 struct Place {
   int64_t start;  // number of the tile's first element
-  int64_t first;  // and of the lane's
-  int64_t numel;
-  bool vectors;  // read and write whole runs: the same in all lanes of the group
+  int lane;       // number of the lane's first element in the tile
+  int count;      // elements of the tile that the parameter has
+  bool vectors;   // read and write whole runs: the same in all lanes of the group
 
-  __device__ Place(const Parameter& u, int64_t at)
-      : start(at),
-        first(at + threadIdx.x % kGroup * kRun),
-        numel(u.numel),
-        vectors(u.vectors && at + kTile <= u.numel) {}
+  __device__ Place(const Parameter& u, int64_t at) : start(at), lane(threadIdx.x % kGroup * kRun) {
+    const int64_t left = u.numel - at;
+    count = left < kTile ? static_cast<int>(left) : kTile;
+    vectors = u.vectors && count == kTile;
+  }
 
-  __device__ int64_t at(int run) const { return first + run * kRunStride; }
-  __device__ bool has(int run, int i) const { return at(run) + i < numel; }
+  __device__ int64_t at(int run) const { return start + lane + run * kRunStride; }
+  __device__ bool has(int run, int i) const { return lane + run * kRunStride + i < count; }
 };
 
 // A lane's elements as they lie in memory, four to a run: floats in words of their own, others two
@@ -37,10 +37,13 @@ __device__ inline void load_run(const Word* from, const Place& place, int run,
   from += place.at(run);
   if (place.vectors) {
     const auto vector = load_vector<uint32_t, kWords>(reinterpret_cast<const uint32_t*>(from));
+#pragma unroll
     for (int i = 0; i < kWords; ++i) words[i] = vector.values[i];
     return;
   }
+#pragma unroll
   for (int i = 0; i < kWords; ++i) words[i] = 0;
+#pragma unroll
   for (int i = 0; i < kRun; ++i) {
     const int shift = 8 * sizeof(Word) * i % 32;
     if (place.has(run, i)) words[i * kWords / kRun] |= static_cast<uint32_t>(from[i]) << shift;
@@ -54,10 +57,12 @@ __device__ inline void store_run(Word* to, const Place& place, int run,
   to += place.at(run);
   if (place.vectors) {
     Vector<uint32_t, kWords> vector;
+#pragma unroll
     for (int i = 0; i < kWords; ++i) vector.values[i] = words[i];
     store_vector<uint32_t, kWords>(reinterpret_cast<uint32_t*>(to), vector);
     return;
   }
+#pragma unroll
   for (int i = 0; i < kRun; ++i) {
     const int shift = 8 * sizeof(Word) * i % 32;
     if (place.has(run, i)) to[i] = static_cast<Word>(words[i * kWords / kRun] >> shift);
@@ -66,6 +71,7 @@ __device__ inline void store_run(Word* to, const Place& place, int run,
 
 __device__ inline Words load_words(const void* from, bool wide, const Place& place) {
   Words words;
+#pragma unroll
   for (int run = 0; run < kRuns; ++run) {
     if (wide) {
       load_run(static_cast<const uint32_t*>(from), place, run, words.of[run]);
@@ -77,6 +83,7 @@ __device__ inline Words load_words(const void* from, bool wide, const Place& pla
 }
 
 __device__ inline void store_words(const Words& words, void* to, bool wide, const Place& place) {
+#pragma unroll
   for (int run = 0; run < kRuns; ++run) {
     if (wide) {
       store_run(static_cast<uint32_t*>(to), place, run, words.of[run]);
@@ -110,6 +117,7 @@ __device__ inline void set_element(Words& words, int i, float x) {
 
 template <class T>
 __device__ inline void to_floats(const Words& words, float (&values)[kPerLane]) {
+#pragma unroll
   for (int i = 0; i < kPerLane; ++i) values[i] = element<T>(words, i);
 }
 
@@ -122,6 +130,7 @@ __device__ inline void to_floats(const Words& words, DType dtype, float (&values
 template <class T>
 __device__ inline Words from_floats(const float (&values)[kPerLane]) {
   Words words;
+#pragma unroll
   for (int i = 0; i < kPerLane; ++i) set_element<T>(words, i, values[i]);
   return words;
 }
@@ -138,11 +147,12 @@ __device__ inline float truncated_bf16(uint32_t bits) { return bits_float(bits &
 // Rounds up or down with the probability that makes the mean exact: 16 random bits are added to the
 // 16 bits that are cut off. Finite values stay finite: what is above the largest becomes it.
 __device__ inline Words rounded_stochastically(const float (&values)[kPerLane], RandomBits random,
-                                               int64_t first) {
+                                               const Place& place) {
   Words words;
+#pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const uint32_t bits = float_bits(values[i]);
-    const int64_t index = first + i / kRun * kRunStride + i % kRun;
+    const int64_t index = place.at(i / kRun) + i % kRun;
     const uint32_t noise = random(static_cast<uint32_t>(index)) & 0xffffu;
     const bool moves = (bits & 0x7fffffffu) < 0x7f7f0000u;
     set_element<bfloat16>(words, i, truncated_bf16(moves ? bits + noise : bits));
@@ -154,6 +164,7 @@ __device__ inline Words rounded_stochastically(const float (&values)[kPerLane], 
 // the rest would take the sum over a tie, so that p is no longer the nearest, it is cut off
 // instead.
 __device__ inline void compensated(const float (&values)[kPerLane], Words& p, Words& rests) {
+#pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     const float kept = nearest_bf16(values[i]);
     const float rest = values[i] - kept;

@@ -71,14 +71,16 @@ struct CodedStates {
     return (state == 1 ? u.absmax2 : u.absmax1) + before + place.start / kBlocksize;
   }
   __device__ static bool has_block(const Place& place, int block) {
-    return place.start + block * kBlocksize < place.numel;
+    return block * kBlocksize < place.count;
   }
 
   __device__ static Stored load(const Parameter& u, int state, const Place& place) {
     Stored out;
+#pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       out.scales[block] = has_block(place, block) ? scales(u, state, place)[block] : 0.0f;
     }
+#pragma unroll
     for (int run = 0; run < kRuns; ++run) {
       const uint8_t* from = memory(u, state) + place.at(run) * kBits / 8;
       if (place.vectors) {
@@ -98,6 +100,7 @@ struct CodedStates {
   __device__ static void decode(const Tables& tables, int state, const Stored& stored,
                                 float (&values)[kPerLane]) {
     const Nearest& table = tables.of[map_of(state)];
+#pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
       const int code = stored.codes[i / kRun] >> shift(i) & (Nearest::kEntries - 1);
       values[i] = table.entries[code] * stored.scales[i * kBlocks / kPerLane];
@@ -110,6 +113,7 @@ struct CodedStates {
     const Nearest& table = tables.of[map_of(state)];
     const int steps = table.steps();
     Word codes[kRuns] = {};
+#pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       constexpr int kCount = kPerLane / kBlocks;
       const float absmax = group_absmax<kCount>(values + block * kCount);
@@ -118,11 +122,13 @@ struct CodedStates {
       }
       if (absmax != absmax) continue;  // decodes to NaN whatever the codes are
       const float factor = 1.0f / fmaxf(absmax, kSmallestAbsmax);
+#pragma unroll
       for (int i = block * kCount; i < (block + 1) * kCount; ++i) {
         const int code = table.find(values[i] * factor, steps);
         codes[i / kRun] = static_cast<Word>(codes[i / kRun] | code << shift(i));
       }
     }
+#pragma unroll
     for (int run = 0; run < kRuns; ++run) {
       uint8_t* to = memory(u, state) + place.at(run) * kBits / 8;
       if (place.vectors) {
@@ -146,6 +152,7 @@ struct CodedStates {
   __device__ static float group_absmax(const float* values) {
     uint32_t largest = 0;  // the bits of magnitudes order like them, and NaN above infinity
     const auto take = [&](uint32_t bits) { largest = bits > largest ? bits : largest; };
+#pragma unroll
     for (int i = 0; i < kCount; ++i) take(float_bits(values[i]) & 0x7fffffffu);
     for (int mask = kGroup / 2; mask > 0; mask /= 2) take(shuffle_xor(largest, mask));
     return bits_float(largest >= 0x7f800000u ? 0x7fc00000u : largest);

@@ -13,9 +13,9 @@
 
 namespace bnbx::gpu {
 
-static constexpr int kUpdateThreads = 512;
+static constexpr int kUpdateThreads = 256;
 static constexpr int kUpdateGroups = kUpdateThreads / kGroup;
-static constexpr int kUpdateBlocks = 2;  // of a multiprocessor at a time: 64 registers a thread
+static constexpr int kUpdateBlocks = 3;  // of a multiprocessor at a time: 80 registers a thread
 
 // What parameters of a call share beside the constants of the rule.
 struct Shared {
@@ -38,21 +38,27 @@ struct Tile {
     Words rest_words;
     if (u.compensation != nullptr) rest_words = load_words(u.compensation, false, place);
     typename States::Stored stored[Rule::kStates];
+#pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) stored[k] = States::load(u, k, place);
     to_floats(g_words, g_dtype, g);
     to_floats(p_words, p_dtype, p);
+#pragma unroll
     for (int i = 0; i < kPerLane; ++i) g[i] = g[i] * gnorm_scale;
     if (u.compensation != nullptr) {
+#pragma unroll
       for (int i = 0; i < kPerLane; ++i) p[i] = p[i] + element<bfloat16>(rest_words, i);
     }
+#pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) States::decode(tables, k, stored[k], states[k]);
   }
 
   // Updates the states of one element and returns the direction in which it moves.
   __device__ float move(const Rule& rule, int i) {
     float moved[Rule::kStates];
+#pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) moved[k] = states[k][i];
     const float direction = rule(g[i], p[i], moved);
+#pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) states[k][i] = moved[k];
     return direction;
   }
@@ -67,7 +73,7 @@ __device__ inline void store_parameter(const Parameter& u, int64_t step, const P
     store_words(rests, u.compensation, false, place);
   } else if (u.stochastic) {
     const RandomBits random(static_cast<uint64_t>(u.seed), step);
-    store_words(rounded_stochastically(p, random, place.first), u.p, false, place);
+    store_words(rounded_stochastically(p, random, place), u.p, false, place);
   } else if (static_cast<DType>(u.p_dtype) == DType::kFloat32) {
     store_words(from_floats<float>(p), u.p, true, place);
   } else if (static_cast<DType>(u.p_dtype) == DType::kBFloat16) {
@@ -84,20 +90,24 @@ __device__ inline void update_tile(const Parameter& u, const Rule& rule, const S
   float step_size = rule.step_size;
   if (u.squares != nullptr) step_size = step_size * static_cast<float>(u.squares[0]);
   Tile<Rule, States> tile(u, place, tables, shared.gnorm_scale);
+#pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     float old[Rule::kStates];
+#pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) old[k] = tile.states[k][i];
     const float direction = tile.move(rule, i);
     const float moved = tile.p[i] * rule.decay - direction * step_size;
     const bool skipped = shared.skip_zeros && tile.g[i] == 0.0f;
     const bool inside = place.has(i / kRun, i % kRun);
     tile.p[i] = skipped ? tile.p[i] : moved;
+#pragma unroll
     for (int k = 0; k < Rule::kStates; ++k) {
       if (skipped) tile.states[k][i] = old[k];
       if (!inside) tile.states[k][i] = 0.0f;
     }
   }
   store_parameter(u, step, place, tile.p);
+#pragma unroll
   for (int k = 0; k < Rule::kStates; ++k) States::store(tables, u, k, place, tile.states[k]);
 }
 
