@@ -34,7 +34,7 @@ def layers() -> dict[str, Layer]:
     config = MixtralConfig(
         hidden_size=HIDDEN, intermediate_size=INTERMEDIATE, num_local_experts=EXPERTS
     )
-    config._experts_implementation = "grouped_mm"
+    config._experts_implementation = "grouped_mm"  # noqa: SLF001 (as transformers tests do)
     experts = MixtralExperts(config).bfloat16()
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
