@@ -28,7 +28,9 @@ namespace bnbx::gpu {
 //     Lanes that work together.
 // template <class T> T shuffle(T value, int lane);
 // template <class T> T shuffle_xor(T value, int mask);
-//     The value of another lane of the group. T has 4 or 8 bytes. All lanes of a group must call.
+//     The value of another lane of the group. T has 4 or 8 bytes. As in all that a group does
+//     together, all 32 lanes must call, at one line of the source: no lane may have ended, and a
+//     block in which groups do something together has a multiple of 32 threads.
 // bool any(bool x);
 //     Whether x is true in a lane of the group.
 // void sync_group();
@@ -40,15 +42,18 @@ namespace bnbx::gpu {
 // template <int kPending> void wait_for_copies();
 //     16 bytes from global to shared memory, both aligned to 16 bytes, by hardware that works on
 //     its own. Copies since the last commit make a batch; waiting lets kPending batches be under
-//     way. Another thread sees the bytes after a __syncthreads() that follows the wait.
+//     way. Another thread sees the bytes after a __syncthreads() that follows the wait. A thread
+//     does not end before it has waited for all its copies.
 // void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float16);
 // void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16);
 //     d (16 x 8) += a (16 x 16) b (16 x 8), the elements dealt to the lanes of a group as those of
-//     mma.sync.m16n8k16: lane l has, in d, rows l / 4 and l / 4 + 8 and columns l % 4 * 2 and the
-//     next; in a, these rows, columns l % 4 * 2 and the next of both halves; in b, column l / 4 and
-//     rows l % 4 * 2 and the next of both halves.
+//     mma.sync.m16n8k16. With r = l / 4 and c = l % 4 * 2, lane l has
+//     d: (r, c), (r, c + 1), (r + 8, c), (r + 8, c + 1);
+//     a: (r, c), (r + 8, c), (r, c + 8), (r + 8, c + 8), each with the next column above it;
+//     b: (c, r), (c + 8, r), each with the next row above it, in the upper 16 bits.
 // void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-//     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them.
+//     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them: the same with
+//     four elements to a register, c = l % 4 * 4 in a and b, and halves of 16.
 // int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
 //     sum plus the products of the four int8 in a with those in b.
 // template <class... P, class... A>
