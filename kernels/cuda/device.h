@@ -49,6 +49,9 @@ namespace bnbx::gpu {
 //     rows l % 4 * 2 and the next of both halves.
 // void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 //     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them.
+// uint32_t pack(float low, float high, float16);
+// uint32_t pack(float low, float high, bfloat16);
+//     Two elements in a register, rounded as from_float() rounds.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);

@@ -26,6 +26,7 @@ __device__ inline T shuffle_xor(T value, int mask) {
 }  // namespace bnbx::gpu
 
 #include "cuda/mma_by_shuffles.h"
+#include "cuda/pack_by_rounding.h"
 
 namespace bnbx::gpu {
 
@@ -99,6 +100,26 @@ __device__ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
   mma_by_shuffles(d, a, b, int8_t{});
+#endif
+}
+
+__device__ inline uint32_t pack(float low, float high, float16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_rounding(low, high, type);
+#endif
+}
+
+__device__ inline uint32_t pack(float low, float high, bfloat16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_rounding(low, high, type);
 #endif
 }
 
