@@ -51,7 +51,9 @@ namespace bnbx::gpu {
 //     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them.
 // uint32_t pack(float low, float high, float16);
 // uint32_t pack(float low, float high, bfloat16);
-//     Two elements in a register, rounded as from_float() rounds.
+// void unpack(uint32_t pair, float* low, float* high, float16);
+// void unpack(uint32_t pair, float* low, float* high, bfloat16);
+//     Two elements in a register, rounded as from_float() rounds, and back.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);

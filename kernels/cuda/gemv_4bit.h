@@ -41,8 +41,9 @@ struct GemvTable<bfloat16> {
   }
 
   __device__ Pair operator()(uint32_t byte) const {
-    const uint32_t pair = pairs[byte * kCopies + threadIdx.x % kCopies];
-    return {bits_float(pair << 16), bits_float(pair & 0xffff0000u)};
+    Pair pair;
+    unpack(pairs[byte * kCopies + threadIdx.x % kCopies], &pair.first, &pair.second, bfloat16{});
+    return pair;
   }
 };
 
@@ -100,6 +101,16 @@ __device__ inline void load_units(const Product4& p, int64_t element, int rows, 
   }
 }
 
+template <class T>
+__device__ inline void load_eight(const T* from, float (&values)[8]) {
+  const auto words = load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(from));
+  for (int i = 0; i < 4; ++i) unpack(words.values[i], &values[2 * i], &values[2 * i + 1], T{});
+}
+
+__device__ inline void load_eight(const float* from, float (&values)[8]) {
+  for (int i = 0; i < 8; ++i) values[i] = load_vector<float, 4>(from + i / 4 * 4).values[i % 4];
+}
+
 // Adds to sums the products of a unit of each row with the activations at `unit`.
 template <class T, int kM>
 __device__ inline void multiply_units(const Product4& p, const GemvUnits& units,
@@ -109,13 +120,7 @@ __device__ inline void multiply_units(const Product4& p, const GemvUnits& units,
   float parts[kGemvRows][kM] = {};
   for (int word = 0; word < 4; ++word) {
     float a[kM][8];
-    for (int m = 0; m < kM; ++m) {
-      constexpr int kVector = GemvActivations<T>::kVector;
-      for (int i = 0; i < 8; i += kVector) {
-        const auto vector = load_vector<T, kVector>(unit + m * kStride + word * 8 + i);
-        for (int j = 0; j < kVector; ++j) a[m][i + j] = to_float(vector.values[j]);
-      }
-    }
+    for (int m = 0; m < kM; ++m) load_eight(unit + m * kStride + word * 8, a[m]);
     for (int r = 0; r < kGemvRows; ++r) {
       const uint32_t codes = units.codes[r].values[word];
       for (int byte = 0; byte < 4; ++byte) {
@@ -139,7 +144,7 @@ constexpr int64_t gemv_shared_bytes() {
 }
 
 template <class T, int kM>
-__global__ void __launch_bounds__(kGemvThreads) gemv_4bit(Product4 p) {
+__global__ void __launch_bounds__(kGemvThreads, 2) gemv_4bit(Product4 p) {
   const RowTile rows = find_row_tile(p, blockIdx.x % p.row_tiles, kM);
   if (rows.begin == rows.end) return;
   unsigned char* shared = dynamic_shared<unsigned char>();

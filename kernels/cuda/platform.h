@@ -26,7 +26,7 @@ __device__ inline T shuffle_xor(T value, int mask) {
 }  // namespace bnbx::gpu
 
 #include "cuda/mma_by_shuffles.h"
-#include "cuda/pack_by_rounding.h"
+#include "cuda/pack_by_bits.h"
 
 namespace bnbx::gpu {
 
@@ -109,7 +109,7 @@ __device__ inline uint32_t pack(float low, float high, float16 type) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 #else
-  return pack_by_rounding(low, high, type);
+  return pack_by_bits(low, high, type);
 #endif
 }
 
@@ -119,8 +119,20 @@ __device__ inline uint32_t pack(float low, float high, bfloat16 type) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 #else
-  return pack_by_rounding(low, high, type);
+  return pack_by_bits(low, high, type);
 #endif
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, float16) {
+  asm("{\n.reg .b16 first, second;\n"
+      "mov.b32 {first, second}, %2;\ncvt.f32.f16 %0, first;\ncvt.f32.f16 %1, second;\n}"
+      : "=f"(*low), "=f"(*high)
+      : "r"(pair));
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, bfloat16) {
+  *low = bits_float(pair << 16);
+  *high = bits_float(pair & 0xffff0000u);
 }
 
 // Names what failed and, where the machine or its driver is the reason, what to do.
