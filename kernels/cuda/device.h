@@ -54,11 +54,17 @@ namespace bnbx::gpu {
 // void unpack(uint32_t pair, float* low, float* high, float16);
 // void unpack(uint32_t pair, float* low, float* high, bfloat16);
 //     Two elements in a register, rounded as from_float() rounds, and back.
+// int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
+//     sum plus the products of the four int8 in a with those in b.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);
 //     Queues the kernel; throws std::runtime_error if that fails. Blocks is dim3: x may be up to
 //     2^31 - 1, y and z up to 65535.
+// constexpr int kArgumentBytes
+//     A kernel's arguments may have this many bytes together.
+// int multiprocessors();
+//     Of the current device: what a grid that stays on it is measured by.
 
 // Elements as vectors of 16 bytes or fewer, which one instruction loads or stores.
 template <class T, int kCount>
@@ -76,7 +82,7 @@ __device__ inline void store_vector(T* to, const Vector<T, kCount>& vector) {
   *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
 }
 
-__device__ inline bool is_aligned(const void* pointer, int bytes) {
+BNBX_HD inline bool is_aligned(const void* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 

@@ -135,6 +135,15 @@ __device__ inline void unpack(uint32_t pair, float* low, float* high, bfloat16) 
   *high = bits_float(pair & 0xffff0000u);
 }
 
+__device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
+#if __CUDA_ARCH__ >= 610
+  return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
+#else
+  add_products(a, b, &sum, int8_t{});
+  return sum;
+#endif
+}
+
 // Names what failed and, where the machine or its driver is the reason, what to do.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -151,6 +160,17 @@ inline void check(cudaError_t error, const char* what) {
         "-DCMAKE_CUDA_ARCHITECTURES=native.";
   }
   throw std::runtime_error(message);
+}
+
+// More than 4 KB need CUDA 12.1, a driver as new and sm_70: what every user of CUDA 13 has.
+static constexpr int kArgumentBytes = CUDART_VERSION >= 13000 ? 32764 : 4096;
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "asking for the number of multiprocessors");
+  return count;
 }
 
 // Shared memory that a kernel gets without asking for more.

@@ -67,6 +67,8 @@ struct ParameterUpdate {
   // Round p up or down at random, as `seed`, the step and the element's number have it.
   bool stochastic = false;
   int64_t seed = 0;
+  // Workspace where unorm is not null.
+  double* squares = nullptr;
 };
 
 // 4-bit: codes are packed two to a byte, the first in the high nibble.
