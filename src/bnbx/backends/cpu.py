@@ -105,20 +105,6 @@ class CpuBackend(NativeGroupedBackend):
             return False
         return A.dtype != torch.bfloat16 or self.ext.describe()["isa"] != "amx"
 
-    def _scales(
-        self,
-        absmax: Tensor,
-        absmax_8bit: Tensor | None = None,
-        absmax_code: Tensor | None = None,
-        absmax_offset: Tensor | None = None,
-        absmax_blocksize: int = 256,
-    ) -> Tensor:
-        if absmax_8bit is None or absmax_code is None or absmax_offset is None:
-            return absmax
-        scales = torch.empty(absmax_8bit.numel(), dtype=torch.float32)
-        nested = (absmax_8bit.view(-1), absmax, absmax_code, absmax_blocksize)
-        return self.dequantize_blockwise(scales, *nested, torch.float32) + absmax_offset
-
     def _decoder(self, B: Tensor, scales: Tensor, blocksize: int, quant_type: str) -> Decode:
         """Return what decodes the elements of a weight from the first to before the second."""
         packed = B.contiguous().view(-1).view(torch.uint8)

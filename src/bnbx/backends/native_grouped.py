@@ -72,3 +72,18 @@ class NativeGroupedBackend(NativeBackend):
         sizes = (out.shape[0], ends.data_ptr(), *shapeB)
         call = (A, B, absmax, blocksize, quant_type, bias, *nested)
         return self._call_4bit(kernel, sizes, transposed, out, *call)
+
+    def _scales(
+        self,
+        absmax: Tensor,
+        absmax_8bit: Tensor | None = None,
+        absmax_code: Tensor | None = None,
+        absmax_offset: Tensor | None = None,
+        absmax_blocksize: int = 256,
+    ) -> Tensor:
+        """Return a scale for each block, whether the scales are nested or not."""
+        if absmax_8bit is None or absmax_code is None or absmax_offset is None:
+            return absmax
+        scales = absmax.new_empty(absmax_8bit.numel())
+        nested = (absmax_8bit.view(-1), absmax, absmax_code, absmax_blocksize)
+        return self.dequantize_blockwise(scales, *nested, torch.float32) + absmax_offset
