@@ -54,6 +54,11 @@ namespace bnbx::gpu {
 // void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 //     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them: the same with
 //     four elements to a register, c = l % 4 * 4 in a and b, and halves of 16.
+// uint32_t pack(float low, float high, float16);
+// uint32_t pack(float low, float high, bfloat16);
+// void unpack(uint32_t pair, float* low, float* high, float16);
+// void unpack(uint32_t pair, float* low, float* high, bfloat16);
+//     Two elements in a register, rounded as from_float() rounds, and back.
 // int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
 //     sum plus the products of the four int8 in a with those in b.
 // template <class... P, class... A>

@@ -1,5 +1,8 @@
 # The kernels, which CUDA, HIP and the emulator compile.
 set(kernels
+    gemm_4bit
+    gemm_4bit_grouped
+    gemm_4bit_transposed
     operations
     int8_double_quant
     int8_linear
@@ -10,7 +13,6 @@ set(kernels
     int8_vectorwise_dequant
     int8_vectorwise_quant
     missing_codes
-    missing_gemm_4bit
     missing_optimizers)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")
