@@ -36,7 +36,6 @@ __device__ inline uint32_t code_in(uint32_t word, int i) { return word >> (i ^ 1
 template <class T, int kCount>
 __device__ inline Vector<T, kCount> decode(uint32_t word, const float* table, float scale) {
   Vector<T, kCount> out;
-#pragma unroll
   for (int i = 0; i < kCount; ++i) from_float(table[code_in(word, i)] * scale, &out.values[i]);
   return out;
 }
