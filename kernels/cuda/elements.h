@@ -80,6 +80,23 @@ __device__ inline void store_codes(uint8_t* to, int i, int n, Word<kBytes> codes
   }
 }
 
+// Which block of any size an element belongs to, with one wide division for a tile.
+template <int kTile>
+class BlockOf {
+ public:
+  __device__ BlockOf(int64_t first, int64_t blocksize)
+      : block_(first / blocksize), into_(first % blocksize), blocksize_(blocksize) {}
+
+  // For the element at position i of the tile.
+  __device__ int64_t operator()(int i) const {
+    if (blocksize_ >= kTile) return block_ + (into_ + i >= blocksize_ ? 1 : 0);
+    return block_ + static_cast<uint32_t>(into_ + i) / static_cast<uint32_t>(blocksize_);
+  }
+
+ private:
+  int64_t block_, into_, blocksize_;
+};
+
 // The power of two that x is; -1 if it is none.
 inline int log2_of(int64_t x) {
   for (int shift = 0; shift < 63; ++shift) {
