@@ -102,6 +102,15 @@ __device__ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
 #endif
 }
 
+__device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
+#if __CUDA_ARCH__ >= 610
+  return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
+#else
+  add_products(a, b, &sum, int8_t{});
+  return sum;
+#endif
+}
+
 // Names what failed and, where the machine or its driver is the reason, what to do.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;

@@ -168,7 +168,8 @@ Fiber& Emulator::fiber_of(int thread) {
     }
     fiber = idle_.back();
     idle_.pop_back();
-    threads_[thread].copies = {};
+    threads_[thread].copies.pending.clear();
+    threads_[thread].copies.batch = 0;
   }
   return *fiber;
 }
@@ -241,8 +242,8 @@ std::string Emulator::position() const {
 
 // Who waits where, when no thread can run.
 std::string Emulator::deadlock() const {
-  std::string report = "block " + to_string(blockIdx) + " of " + std::to_string(count_) +
-                       " threads: none can go on";
+  std::string report =
+      "block " + to_string(blockIdx) + " of " + std::to_string(count_) + " threads: none can go on";
   std::vector<bool> told(count_);
   for (int first = 0; first < count_; ++first) {
     if (told[first]) continue;

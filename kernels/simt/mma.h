@@ -72,4 +72,11 @@ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   mma_of({"mma", file, line}, d, a, b, int8_t{});
 }
 
+inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
+  for (int i = 0; i < 4; ++i) {
+    sum = multiply_add(element(a >> 8 * i, int8_t{}), element(b >> 8 * i, int8_t{}), sum);
+  }
+  return sum;
+}
+
 }  // namespace bnbx::gpu
