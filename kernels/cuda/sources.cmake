@@ -14,10 +14,11 @@ set(kernels
     int8_scaled_mm
     int8_vectorwise_dequant
     int8_vectorwise_quant
+    missing_codes
     operations
     quantize_4bit
     quantize_blockwise
-    missing_codes
-    missing_optimizers)
+    optimizer_update_32bit
+    optimizer_update_blockwise)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")
