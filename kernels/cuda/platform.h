@@ -170,6 +170,10 @@ inline void check(cudaError_t error, const char* what) {
     message +=
         ". This build has no code for this GPU: build bnbx with "
         "-DCMAKE_CUDA_ARCHITECTURES=native.";
+  } else if (error == cudaErrorUnsupportedPtxVersion) {
+    message +=
+        ". This GPU is newer than this build, and the driver older: update the driver, or build "
+        "bnbx with -DCMAKE_CUDA_ARCHITECTURES=native.";
   }
   throw std::runtime_error(message);
 }
