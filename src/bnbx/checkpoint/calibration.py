@@ -148,7 +148,8 @@ def _load(checkpoint: Checkpoint, weights: Weights) -> nn.Module:
 def _replace_conv1d(model: nn.Module, name: str) -> None:
     """Put a linear layer in the place of a ``Conv1D``, whose weight is the transposed one."""
     old: Any = model.get_submodule(name)
-    new = torch.nn.Linear(*old.weight.shape, bias=old.bias is not None, device="meta")
+    inputs, outputs = old.weight.shape
+    new = torch.nn.Linear(inputs, outputs, bias=False, device="meta")
     new.weight = torch.nn.Parameter(old.weight.t().contiguous())
     new.bias = old.bias
     parent, _, attribute = name.rpartition(".")
