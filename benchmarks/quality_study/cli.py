@@ -48,7 +48,7 @@ def measure(options: argparse.Namespace) -> results.Study:
     if options.only and options.json and options.json.exists():
         found = results.load(options.json)
     model, tokenizer = study.load()
-    if not options.only:
+    if not found.gains:
         found.gains = list(scales.gains(model))
     chosen = [v for v in VARIANTS if not options.only or v.name in options.only]
     for row in tqdm(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from quality_study.results import Loss
 
-#: Rows of logits that are compared at a time: a row has the size of the vocabulary.
-ROWS = 256
+#: Rows of logits that are compared at a time: what is made of them should stay in the cache.
+ROWS = 8
 
 
 @torch.inference_mode()
