@@ -27,7 +27,7 @@ def arguments() -> argparse.Namespace:
         default=[],
         choices=[v.name for v in VARIANTS],
         metavar="NAME",
-        help="some variants; a FILE that exists keeps the others",
+        help="some variants, in this order; a FILE that exists keeps the others",
     )
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="do not measure")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
@@ -50,7 +50,8 @@ def measure(options: argparse.Namespace) -> results.Study:
     model, tokenizer = study.load()
     if not found.gains:
         found.gains = list(scales.gains(model))
-    chosen = [v for v in VARIANTS if not options.only or v.name in options.only]
+    by_name = {variant.name: variant for variant in VARIANTS}
+    chosen = [by_name[name] for name in options.only or by_name]
     for row in tqdm(
         study.measured(model, tokenizer, chosen), total=1 + len(chosen), unit="variant"
     ):
