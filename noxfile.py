@@ -143,10 +143,9 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "format", "--check")
     session.run("mypy")
     session.run("cython-lint", "src")
-    folders = (Path("kernels"), Path("tests/kernels"))
-    sources = [
-        str(p) for folder in folders for p in folder.rglob("*") if p.suffix in {".h", ".cpp"}
-    ]
+    folders = (Path("kernels"), Path("tests/kernels"), Path("tests/simt"))
+    suffixes = {".h", ".cpp", ".cu"}
+    sources = [str(p) for folder in folders for p in folder.rglob("*") if p.suffix in suffixes]
     session.run("clang-format", "--dry-run", "-Werror", *sorted(sources))
     session.run("codespell")
 

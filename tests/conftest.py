@@ -13,10 +13,10 @@ from bnbx.backends import BACKENDS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: What the CPU operations can run on here: the kernels' instruction sets, or plain PyTorch alone.
-ISAS: list[str] = next(b for b in BACKENDS if b.name == "cpu").details.get(
-    "available_isas", ["reference"]
-)
+_CPU = next(b for b in BACKENDS if b.device_type == "cpu")
+#: What the CPU operations can run on here: the kernels' instruction sets, or plain PyTorch alone;
+#: with BNBX_SIMT=1 the ways of the emulator to run the kernels for GPUs.
+ISAS: list[str] = _CPU.details.get("available_isas", ["reference"])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,11 +35,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Run the test once per instruction set of this machine, with the CPU kernels forced to it."""
+    """Run the test once per instruction set of this machine, with the kernels forced to it."""
     if request.param == "reference":
         yield "reference"
         return
-    ext = importlib.import_module("bnbx._ext._cpu")
+    ext = importlib.import_module(f"bnbx._ext._{_CPU.name}")
     chosen = ext.describe()["isa"]
     ext.select_isa(request.param)
     yield request.param

@@ -14,6 +14,7 @@ from torch import Tensor
 from bnbx import ops
 from bnbx.backends import reference
 from bnbx.backends.cpu import CpuBackend
+from bnbx.backends.native_grouped import NativeGroupedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,13 +74,14 @@ def _register_reference() -> Backend:
 
 
 def _load_cpu() -> Backend:
-    reason = ""
+    # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
+    name = "simt" if os.environ.get("BNBX_SIMT") == "1" else "cpu"
     if os.environ.get("BNBX_REFERENCE") == "1":
-        return Backend("cpu", "cpu", (), "switched off by BNBX_REFERENCE=1")
+        return Backend(name, "cpu", (), "switched off by BNBX_REFERENCE=1")
     try:
-        ext = importlib.import_module("bnbx._ext._cpu")
+        ext = importlib.import_module(f"bnbx._ext._{name}")
         details = ext.describe()
-        backend = CpuBackend(ext)
+        backend = CpuBackend(ext) if name == "cpu" else NativeGroupedBackend(ext, lambda _: 0)
     except Exception as failure:  # noqa: BLE001 (whatever is wrong with it, the import must go on)
         reason = f"{type(failure).__name__}: {failure}"
         warnings.warn(
@@ -88,10 +90,10 @@ def _load_cpu() -> Backend:
             RuntimeWarning,
             stacklevel=2,
         )
-        return Backend("cpu", "cpu", (), reason)
-    for name in ext.operations():
-        ops.register(name, getattr(backend, _method(name)), "CPU")
-    return Backend("cpu", "cpu", tuple(ext.operations()), details=details)
+        return Backend(name, "cpu", (), reason)
+    for operation in ext.operations():
+        ops.register(operation, getattr(backend, _method(operation)), "CPU")
+    return Backend(name, "cpu", tuple(ext.operations()), details=details)
 
 
 #: Every backend of this installation, loaded or not.

@@ -1,0 +1,106 @@
+// What the kernels of this folder use of a GPU, under the same names for CUDA, for HIP and for the
+// emulator (kernels/simt), which runs them as C++ on a CPU.
+//
+// Lanes work together in groups of 32: a warp, or half of a wave of 64. So no kernel asks how wide
+// the waves of the hardware are.
+#pragma once
+
+#include <cstdint>
+
+#include "bnbx/kernels.h"
+#include "common/types.h"
+
+// Each of these defines, in the namespace bnbx::gpu, what stands below under "platform", and the
+// words of the language: __global__, __device__, __shared__, __syncthreads(), threadIdx and so on.
+#if defined(BNBX_SIMT)
+#include "simt/platform.h"
+#elif defined(__HIPCC__)
+#include "hip/platform.h"
+#else
+#include "cuda/platform.h"
+#endif
+
+namespace bnbx::gpu {
+
+// Platform:
+//
+// constexpr int kGroup = 32;
+//     Lanes that work together.
+// template <class T> T shuffle(T value, int lane);
+// template <class T> T shuffle_xor(T value, int mask);
+//     The value of another lane of the group. T has 4 or 8 bytes. As in all that a group does
+//     together, all 32 lanes must call, at one line of the source: no lane may have ended, and a
+//     block in which groups do something together has a multiple of 32 threads.
+// bool any(bool x);
+//     Whether x is true in a lane of the group.
+// void sync_group();
+//     Waits for the lanes of the group, and makes what they have written visible to each other.
+// template <class T> T* dynamic_shared();
+//     The shared memory that the launch has asked for, aligned to 16 bytes.
+// void copy_async_16(void* shared, const void* global);
+// void commit_copies();
+// template <int kPending> void wait_for_copies();
+//     16 bytes from global to shared memory, both aligned to 16 bytes, by hardware that works on
+//     its own. Copies since the last commit make a batch; waiting lets kPending batches be under
+//     way. Another thread sees the bytes after a __syncthreads() that follows the wait. A thread
+//     does not end before it has waited for all its copies.
+// void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float16);
+// void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16);
+//     d (16 x 8) += a (16 x 16) b (16 x 8), the elements dealt to the lanes of a group as those of
+//     mma.sync.m16n8k16. With r = l / 4 and c = l % 4 * 2, lane l has
+//     d: (r, c), (r, c + 1), (r + 8, c), (r + 8, c + 1);
+//     a: (r, c), (r + 8, c), (r, c + 8), (r + 8, c + 8), each with the next column above it;
+//     b: (c, r), (c + 8, r), each with the next row above it, in the upper 16 bits.
+// void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+//     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them: the same with
+//     four elements to a register, c = l % 4 * 4 in a and b, and halves of 16.
+// template <class... P, class... A>
+// void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
+//             Stream stream, A... arguments);
+//     Queues the kernel; throws std::runtime_error if that fails. Blocks is dim3: x may be up to
+//     2^31 - 1, y and z up to 65535.
+
+// Elements as vectors of 16 bytes or fewer, which one instruction loads or stores.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount) Vector {
+  T values[kCount];
+};
+
+template <class T, int kCount>
+__device__ inline Vector<T, kCount> load_vector(const T* from) {
+  return *reinterpret_cast<const Vector<T, kCount>*>(from);
+}
+
+template <class T, int kCount>
+__device__ inline void store_vector(T* to, const Vector<T, kCount>& vector) {
+  *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
+}
+
+__device__ inline bool is_aligned(const void* pointer, int bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+__device__ inline float group_max(float x) {
+  for (int mask = kGroup / 2; mask > 0; mask /= 2) x = fmaxf(x, shuffle_xor(x, mask));
+  return x;
+}
+
+template <class T>
+__device__ inline T group_sum(T x) {
+  for (int mask = kGroup / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+  return x;
+}
+
+inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+// Calls `work` with a value of the element type.
+template <class Work>
+void with_type(DType dtype, Work&& work) {
+  switch (dtype) {
+    case DType::kFloat32: return work(float{});
+    case DType::kFloat16: return work(float16{});
+    case DType::kBFloat16: return work(bfloat16{});
+  }
+}
+
+}  // namespace bnbx::gpu

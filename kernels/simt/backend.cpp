@@ -1,0 +1,25 @@
+// What the backend says about itself. The ways to run kernels take the place of instruction sets.
+#include <stdexcept>
+
+#include "bnbx/kernels.h"
+#include "simt/emulator.h"
+
+namespace bnbx {
+
+std::string isa() { return simt::way().name; }
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const simt::Way& way : simt::ways()) names.emplace_back(way.name);
+  return names;
+}
+
+void select_isa(const std::string& name) {
+  for (const simt::Way& way : simt::ways()) {
+    if (name == way.name) return simt::use(way);
+  }
+  throw std::invalid_argument(
+      "isa: expected a way of the emulator, as available_isas() lists, got '" + name + "'");
+}
+
+}  // namespace bnbx

@@ -1,0 +1,36 @@
+// device.h for the emulator.
+#pragma once
+
+#include <type_traits>
+
+#include "simt/copies.h"
+#include "simt/emulator.h"
+#include "simt/group.h"
+#include "simt/language.h"
+#include "simt/mma.h"
+
+namespace bnbx::gpu {
+
+static constexpr int kGroup = simt::kLanes;
+
+using Blocks = dim3;
+
+template <class T>
+T* dynamic_shared() {
+  static_assert(alignof(T) <= 16);
+  return static_cast<T*>(simt::shared_memory());
+}
+
+// Bytes that a kernel's arguments may have in all of CUDA's versions.
+static constexpr size_t kMaxArguments = 4096;
+
+template <class... P, class... A>
+void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes, Stream,
+            A... arguments) {
+  static_assert((std::is_trivially_copyable_v<P> && ...), "arguments are copied to the device");
+  static_assert((sizeof(P) + ... + 0) <= kMaxArguments);
+  simt::run({blocks.x, blocks.y, blocks.z}, threads, shared_bytes,
+            [&] { kernel(static_cast<P>(arguments)...); });
+}
+
+}  // namespace bnbx::gpu
