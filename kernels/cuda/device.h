@@ -54,6 +54,12 @@ namespace bnbx::gpu {
 // void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 //     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them: the same with
 //     four elements to a register, c = l % 4 * 4 in a and b, and halves of 16.
+// void load_matrices(uint32_t (&words)[4], const void* row);
+//     Four matrices of 8 rows of 16 bytes, from shared memory, as mma takes its a and b: each lane
+//     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 * 4
+//     of row l / 4.
+// int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
+//     sum plus the products of the four int8 in a with those in b.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);
@@ -76,7 +82,7 @@ __device__ inline void store_vector(T* to, const Vector<T, kCount>& vector) {
   *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
 }
 
-__device__ inline bool is_aligned(const void* pointer, int bytes) {
+BNBX_HD inline bool is_aligned(const void* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 

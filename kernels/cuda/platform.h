@@ -102,6 +102,27 @@ __device__ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
 #endif
 }
 
+__device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
+#if __CUDA_ARCH__ >= 750
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from)
+               : "memory");
+#else
+  load_matrices_by_shuffles(words, row);
+#endif
+}
+
+__device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
+#if __CUDA_ARCH__ >= 610
+  return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
+#else
+  add_products(a, b, &sum, int8_t{});
+  return sum;
+#endif
+}
+
 // Names what failed and, where the machine or its driver is the reason, what to do.
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;

@@ -1,4 +1,16 @@
 # The kernels, which CUDA, HIP and the emulator compile.
-set(kernels operations missing_codes missing_gemm_4bit missing_int8 missing_optimizers)
+set(kernels
+    operations
+    int8_double_quant
+    int8_linear
+    int8_linear_matmul
+    int8_mixed_scaled_mm
+    int8_mm_dequant
+    int8_scaled_mm
+    int8_vectorwise_dequant
+    int8_vectorwise_quant
+    missing_codes
+    missing_gemm_4bit
+    missing_optimizers)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")
