@@ -65,6 +65,10 @@ namespace bnbx::gpu {
 //             Stream stream, A... arguments);
 //     Queues the kernel; throws std::runtime_error if that fails. Blocks is dim3: x may be up to
 //     2^31 - 1, y and z up to 65535.
+// constexpr int kArgumentBytes
+//     A kernel's arguments may have this many bytes together.
+// int multiprocessors();
+//     Of the current device: what a grid that stays on it is measured by.
 
 // Elements as vectors of 16 bytes or fewer, which one instruction loads or stores.
 template <class T, int kCount>

@@ -141,6 +141,17 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(message);
 }
 
+// More than 4 KB need CUDA 12.1, a driver as new and sm_70: what every user of CUDA 13 has.
+static constexpr int kArgumentBytes = CUDART_VERSION >= 13000 ? 32764 : 4096;
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "asking for the number of multiprocessors");
+  return count;
+}
+
 // Shared memory that a kernel gets without asking for more.
 static constexpr int64_t kPlainShared = 48 << 10;
 

@@ -11,6 +11,7 @@ set(kernels
     int8_vectorwise_quant
     missing_codes
     missing_gemm_4bit
-    missing_optimizers)
+    optimizer_update_32bit
+    optimizer_update_blockwise)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")

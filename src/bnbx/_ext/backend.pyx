@@ -242,14 +242,16 @@ cdef k.Hyperparameters make_hyperparameters(tuple values) except *:
 
 
 cdef dlpack.Exchange* exchange = NULL
+cdef int32_t device_type = 0
 
 
-def read_tensors_by(capsule):
-    """Read tensors by their type's ``__dlpack_c_exchange_api__``; ImportError if that is too new.
+def read_tensors_by(capsule, int32_t device):
+    """Read tensors of one type of device by their type's ``__dlpack_c_exchange_api__``.
 
     All that a kernel has to know of a tensor is then found in one call, without torch's headers.
+    ImportError if the table is too new.
     """
-    global exchange
+    global exchange, device_type
     cdef dlpack.ExchangeHeader* header = <dlpack.ExchangeHeader*> PyCapsule_GetPointer(
         capsule, "dlpack_exchange_api")
     while header != NULL and header.version.major != dlpack.MAJOR_VERSION:
@@ -257,13 +259,14 @@ def read_tensors_by(capsule):
     cdef dlpack.Exchange* found = <dlpack.Exchange*> header
     if found == NULL or found.dltensor_from_py_object_no_sync == NULL:
         raise ImportError("expected tensors of DLPack 1, got others from this version of torch")
-    exchange = found
+    exchange, device_type = found, device
 
 
 cdef bint read(object tensor, dlpack.Tensor* out) noexcept:
-    # What DLPack does not know, such as a tensor on meta, is wrong; bnbx.ops says why.
+    # What DLPack does not know, such as a tensor on meta, is wrong; bnbx.ops says why. So is one
+    # in memory that the kernels do not reach.
     if exchange.dltensor_from_py_object_no_sync(<void*> tensor, out) == 0:
-        return True
+        return out.device.device_type == device_type
     PyErr_Clear()
     return False
 
@@ -358,11 +361,16 @@ cdef class Lists:
         """Return which parameter is the first that something is wrong with, or -1."""
         cdef k.ParameterUpdate u
         cdef dlpack.Tensor p
+        cdef int32_t device_id = 0
         cdef Py_ssize_t i
         updates.reserve(len(self.p))
         for i in range(len(self.p)):
             if not (self.read_parameter(i, &p, &u) and self.read_states(i, p, &u)
                     and self.read_extras(i, p, &u)):
+                return i
+            if i == 0:
+                device_id = p.device.device_id
+            if p.device.device_id != device_id:
                 return i
             updates.push_back(u)
         return -1

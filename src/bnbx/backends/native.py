@@ -44,12 +44,21 @@ class NativeBackend:
         The compiled module.
     stream_of
         Returns the handle of the stream on which a tensor's work is queued; 0 on a CPU.
+    device
+        What DLPack calls the type of device whose memory the kernels read; 1 is a CPU.
     """
 
-    def __init__(self, ext: ModuleType, stream_of: Callable[[Tensor], int]) -> None:
+    def __init__(
+        self, ext: ModuleType, stream_of: Callable[[Tensor], int], device: int = 1
+    ) -> None:
         self.ext: Any = ext
-        ext.read_tensors_by(Tensor.__dlpack_c_exchange_api__)
+        ext.read_tensors_by(Tensor.__dlpack_c_exchange_api__, device)
         self.stream_of = stream_of
+
+    def kernel(self, method: str) -> Callable[..., Any]:
+        """Return what the dispatcher calls for the operation of a method."""
+        function: Callable[..., Any] = getattr(self, method)
+        return function
 
     def quantize_4bit(
         self,

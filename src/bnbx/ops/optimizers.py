@@ -184,6 +184,7 @@ class OptimizerUpdate(Unchecked):
             if values is not None and p.dtype is not torch.bfloat16:
                 expected = f"torch.bfloat16, for a parameter with {rounding}"
                 raise error(f"p[{i}]", expected, p.dtype)
+        check_device(self.p[0], **{f"p[{i}]": p})
         _check_place(f"p[{i}]", p, p)
         check_dtype(f"g[{i}]", self.g[i], *FLOAT_DTYPES)
         check_shape(f"g[{i}]", self.g[i], p.shape)
