@@ -95,6 +95,11 @@ __device__ inline float group_max(float x) {
   return x;
 }
 
+__device__ inline uint32_t group_max(uint32_t x) {
+  for (int mask = kGroup / 2; mask > 0; mask /= 2) x = max(x, shuffle_xor(x, mask));
+  return x;
+}
+
 template <class T>
 __device__ inline T group_sum(T x) {
   for (int mask = kGroup / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);

@@ -1,6 +1,8 @@
 # The kernels, which CUDA, HIP and the emulator compile.
 set(kernels
-    operations
+    dequantize_4bit
+    dequantize_blockwise
+    encode_4bit
     int8_double_quant
     int8_linear
     int8_linear_matmul
@@ -11,7 +13,10 @@ set(kernels
     int8_vectorwise_quant
     missing_codes
     missing_gemm_4bit
+    operations
     optimizer_update_32bit
-    optimizer_update_blockwise)
+    optimizer_update_blockwise
+    quantize_4bit
+    quantize_blockwise)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")
