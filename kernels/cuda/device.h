@@ -58,6 +58,11 @@ namespace bnbx::gpu {
 //     Four matrices of 8 rows of 16 bytes, from shared memory, as mma takes its a and b: each lane
 //     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 * 4
 //     of row l / 4.
+// uint32_t pack(float low, float high, float16);
+// uint32_t pack(float low, float high, bfloat16);
+// void unpack(uint32_t pair, float* low, float* high, float16);
+// void unpack(uint32_t pair, float* low, float* high, bfloat16);
+//     Two elements in a register, rounded as from_float() rounds, and back.
 // int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
 //     sum plus the products of the four int8 in a with those in b.
 // template <class... P, class... A>

@@ -26,6 +26,7 @@ __device__ inline T shuffle_xor(T value, int mask) {
 }  // namespace bnbx::gpu
 
 #include "cuda/mma_by_shuffles.h"
+#include "cuda/pack_by_bits.h"
 
 namespace bnbx::gpu {
 
@@ -112,6 +113,38 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
 #else
   load_matrices_by_shuffles(words, row);
 #endif
+}
+
+__device__ inline uint32_t pack(float low, float high, float16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_bits(low, high, type);
+#endif
+}
+
+__device__ inline uint32_t pack(float low, float high, bfloat16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_bits(low, high, type);
+#endif
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, float16) {
+  asm("{\n.reg .b16 first, second;\n"
+      "mov.b32 {first, second}, %2;\ncvt.f32.f16 %0, first;\ncvt.f32.f16 %1, second;\n}"
+      : "=f"(*low), "=f"(*high)
+      : "r"(pair));
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, bfloat16) {
+  *low = bits_float(pair << 16);
+  *high = bits_float(pair & 0xffff0000u);
 }
 
 __device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {

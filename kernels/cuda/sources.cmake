@@ -3,6 +3,9 @@ set(kernels
     dequantize_4bit
     dequantize_blockwise
     encode_4bit
+    gemm_4bit
+    gemm_4bit_grouped
+    gemm_4bit_transposed
     int8_double_quant
     int8_linear
     int8_linear_matmul
@@ -12,7 +15,6 @@ set(kernels
     int8_vectorwise_dequant
     int8_vectorwise_quant
     missing_codes
-    missing_gemm_4bit
     operations
     optimizer_update_32bit
     optimizer_update_blockwise

@@ -99,15 +99,17 @@ void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int6
                           const uint8_t* B, const BlockScales& scales, QuantType quant_type,
                           void* out, Stream stream);
 
-// The same for E weights in one, B (E, N, K): expert e has the rows of A, and of out, from
-// ends[e - 1] (0 for the first) to before ends[e]. Rows behind the last expert's are not touched.
-// `bias` is (E, N) or null.
-void gemm_4bit_grouped(const void* A, DType dtype, const int64_t* ends, int64_t E, int64_t N,
-                       int64_t K, const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                       const void* bias, void* out, Stream stream);
-void gemm_4bit_grouped_transposed(const void* A, DType dtype, const int64_t* ends, int64_t E,
-                                  int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,
-                                  QuantType quant_type, void* out, Stream stream);
+// The same for E weights in one, B (E, N, K): expert e has the rows of A (M rows in all), and of
+// out, from ends[e - 1] (0 for the first) to before ends[e]. Rows behind the last expert's become
+// zeros. `bias` is (E, N) or null. A GPU cannot refuse what it finds in `ends` without making the
+// host wait: it takes each for a number from the one before to M.
+void gemm_4bit_grouped(const void* A, DType dtype, int64_t M, const int64_t* ends, int64_t E,
+                       int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,
+                       QuantType quant_type, const void* bias, void* out, Stream stream);
+void gemm_4bit_grouped_transposed(const void* A, DType dtype, int64_t M, const int64_t* ends,
+                                  int64_t E, int64_t N, int64_t K, const uint8_t* B,
+                                  const BlockScales& scales, QuantType quant_type, void* out,
+                                  Stream stream);
 
 // Blockwise 8-bit: `code` is a codebook of 256 ascending entries.
 void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code, int64_t blocksize,

@@ -106,31 +106,30 @@ def gemm_4bit_transposed(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K
                                scales, <k.QuantType> quant_type, <void*> out, <k.Stream> stream)
 
 
-def gemm_4bit_grouped(uintptr_t A, int dtype, list ends, int64_t N, int64_t K, uintptr_t B,
-                      uintptr_t absmax, int64_t blocksize, int quant_type, uintptr_t bias,
-                      uintptr_t absmax_8bit, uintptr_t absmax_code, uintptr_t absmax_offset,
-                      int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
+def gemm_4bit_grouped(uintptr_t A, int dtype, int64_t M, uintptr_t ends, int64_t E, int64_t N,
+                      int64_t K, uintptr_t B, uintptr_t absmax, int64_t blocksize, int quant_type,
+                      uintptr_t bias, uintptr_t absmax_8bit, uintptr_t absmax_code,
+                      uintptr_t absmax_offset, int64_t absmax_blocksize, uintptr_t out,
+                      uintptr_t stream):
     cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
                                             absmax_offset, absmax_blocksize)
-    cdef vector[int64_t] rows = ends
     with nogil:
-        k.gemm_4bit_grouped(<const void*> A, <k.DType> dtype, rows.data(), rows.size(), N, K,
+        k.gemm_4bit_grouped(<const void*> A, <k.DType> dtype, M, <const int64_t*> ends, E, N, K,
                             <const uint8_t*> B, scales, <k.QuantType> quant_type,
                             <const void*> bias, <void*> out, <k.Stream> stream)
 
 
-def gemm_4bit_grouped_transposed(uintptr_t A, int dtype, list ends, int64_t N, int64_t K,
-                                 uintptr_t B, uintptr_t absmax, int64_t blocksize, int quant_type,
-                                 uintptr_t absmax_8bit, uintptr_t absmax_code,
-                                 uintptr_t absmax_offset, int64_t absmax_blocksize, uintptr_t out,
-                                 uintptr_t stream):
+def gemm_4bit_grouped_transposed(uintptr_t A, int dtype, int64_t M, uintptr_t ends, int64_t E,
+                                 int64_t N, int64_t K, uintptr_t B, uintptr_t absmax,
+                                 int64_t blocksize, int quant_type, uintptr_t absmax_8bit,
+                                 uintptr_t absmax_code, uintptr_t absmax_offset,
+                                 int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
     cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
                                             absmax_offset, absmax_blocksize)
-    cdef vector[int64_t] rows = ends
     with nogil:
-        k.gemm_4bit_grouped_transposed(<const void*> A, <k.DType> dtype, rows.data(), rows.size(),
-                                       N, K, <const uint8_t*> B, scales, <k.QuantType> quant_type,
-                                       <void*> out, <k.Stream> stream)
+        k.gemm_4bit_grouped_transposed(<const void*> A, <k.DType> dtype, M, <const int64_t*> ends,
+                                       E, N, K, <const uint8_t*> B, scales,
+                                       <k.QuantType> quant_type, <void*> out, <k.Stream> stream)
 
 
 def quantize_blockwise(uintptr_t A, int dtype, int64_t n, uintptr_t code, int64_t blocksize,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bnbx.backends.cuda_choice import decodes_first
 from bnbx.backends.native_grouped import NativeGroupedBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import ModuleType
 
     from bnbx.ops import OptimizerUpdate
@@ -45,6 +48,39 @@ class CudaBackend(NativeGroupedBackend):
                 return function(outputs, *args, **kwargs)
 
         return on_device
+
+    def _multiply_4bit(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        *nested: Any,
+        transposed: bool = False,
+    ) -> Tensor:
+        capability = _capability(A.get_device())
+        if not decodes_first(capability, A.dtype, math.prod(A.shape[:-1]), shapeB):
+            call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
+            return super()._multiply_4bit(out, *call, transposed=transposed)
+        weight = A.new_empty(shapeB)
+        scales = self._scales(absmax, *nested)
+        self.dequantize_4bit(weight, B, scales, blocksize, quant_type, shapeB, A.dtype)
+        rows, products = A.reshape(-1, A.shape[-1]), out.view(-1, out.shape[-1])
+        weight = weight if transposed else weight.t()
+        if bias is None:
+            torch.mm(rows, weight, out=products)
+        else:
+            torch.addmm(bias, rows, weight, out=products)
+        return out
+
+
+@functools.cache
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _device_of(outputs: Any, first: Any) -> int:

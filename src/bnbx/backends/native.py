@@ -193,13 +193,12 @@ class NativeBackend:
         columns = shapeB[1 if transposed else 0]
         rows = out.numel() // columns if columns else 0
         call = (A, B, absmax, blocksize, quant_type, bias, *nested)
-        return self._call_4bit(kernel, rows, shapeB, transposed, out, *call)
+        return self._call_4bit(kernel, (rows, *shapeB), transposed, out, *call)
 
     def _call_4bit(
         self,
         kernel: Callable[..., None],
-        rows: int | list[int],
-        shape: Sequence[int],
+        sizes: Sequence[int],
         transposed: bool,
         out: Tensor,
         A: Tensor,
@@ -213,7 +212,7 @@ class NativeBackend:
         absmax_offset: Tensor | None = None,
         absmax_blocksize: int = 256,
     ) -> Tensor:
-        """Multiply by one weight, or by a stack of them: ``rows`` are ends of groups then."""
+        """Multiply by one weight, or by a stack of them, of which ``sizes`` tells the kernel."""
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
         bias = None if bias is None else bias.contiguous()
         codes = code = offset = 0
@@ -224,8 +223,7 @@ class NativeBackend:
         kernel(
             A.data_ptr(),
             DTYPES[A.dtype],
-            rows,
-            *shape,
+            *sizes,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,
