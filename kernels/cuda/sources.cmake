@@ -3,6 +3,7 @@ set(kernels
     dequantize_4bit
     dequantize_blockwise
     encode_4bit
+    estimate_quantiles
     gemm_4bit
     gemm_4bit_grouped
     gemm_4bit_transposed
@@ -14,11 +15,11 @@ set(kernels
     int8_scaled_mm
     int8_vectorwise_dequant
     int8_vectorwise_quant
-    missing_codes
     operations
     optimizer_update_32bit
     optimizer_update_blockwise
     quantize_4bit
-    quantize_blockwise)
+    quantize_blockwise
+    scale_search_4bit)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")
