@@ -98,6 +98,13 @@ __device__ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif __CUDA_ARCH__ >= 750
+  for (int i = 0; i < 4; ++i) {  // a quarter of a: upper or lower rows, left or right half
+    const int lower = i % 2 * 2;
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(d[lower]), "+r"(d[lower + 1])
+        : "r"(a[i]), "r"(b[i / 2]));
+  }
 #else
   mma_by_shuffles(d, a, b, int8_t{});
 #endif
