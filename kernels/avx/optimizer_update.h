@@ -63,10 +63,6 @@ class Chunks {
   Workspace<int64_t> first_;
 };
 
-static inline int64_t step_of(const ParameterUpdate& u) {
-  return u.live != nullptr ? static_cast<int64_t>(u.live[0]) : u.step;
-}
-
 // One block of a parameter as floats, in the tensors themselves or in buffers; coded states are
 // decoded on the way. A last, partial vector is whole here.
 struct Block {
@@ -121,7 +117,7 @@ static inline void close_parameter(const ParameterUpdate& u, int64_t start, int6
     store_compensated<V>(values, n, static_cast<bfloat16*>(u.p) + start,
                          static_cast<bfloat16*>(u.compensation) + start);
   } else if (u.stochastic) {
-    const RandomBits random(static_cast<uint64_t>(u.seed), step_of(u));
+    const RandomBits random(static_cast<uint64_t>(u.seed), u.step);
     store_stochastically<V>(values, n, random, start, static_cast<bfloat16*>(u.p) + start);
   } else {
     with_type(u.p_dtype, [&](auto type) {
@@ -303,7 +299,7 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
     const bool again = i > 0 && live == nullptr && parameters[i].step == parameters[i - 1].step;
     const auto& h = hyperparameters;
     rules[i] = again             ? rules[i - 1]
-               : live != nullptr ? Rule(with_live(h, live), step_of(parameters[i]))
+               : live != nullptr ? live_rule<Rule>(h, live)
                                  : Rule(h, parameters[i].step);
     scales[i] = 1.0f;
   }

@@ -19,11 +19,13 @@ struct Hyperparameters {
 // The numbers of ParameterUpdate::live.
 static constexpr int kLiveNumbers = 4;
 
-BNBX_INLINE Hyperparameters with_live(Hyperparameters h, const double* live) {
+// The constants of a rule from the hyperparameters and those numbers.
+template <class Rule>
+BNBX_INLINE Rule live_rule(Hyperparameters h, const double* live) {
   h.lr = live[1];
   h.beta3 = live[2];
   h.alpha = live[3];
-  return h;
+  return Rule(h, static_cast<int64_t>(live[0]));
 }
 
 // The workspace of an update of one parameter: the factor that max_unorm leaves to its update, room

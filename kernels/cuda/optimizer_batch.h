@@ -73,12 +73,8 @@ static_assert(sizeof(Batch) + Batch::kOthers <= kArgumentBytes + sizeof(Paramete
 // The tiles of a batch are fewer, unless one parameter alone has more than 2^39 elements.
 static constexpr int64_t kMostTiles = int64_t{1} << 31;
 
-inline bool divides(int64_t bytes, const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
-inline bool divides_run(DType dtype, const void* pointer) {
-  return divides(kRun * (dtype == DType::kFloat32 ? 4 : 2), pointer);
+inline bool is_run_aligned(DType dtype, const void* pointer) {
+  return is_aligned(pointer, kRun * (dtype == DType::kFloat32 ? 4 : 2));
 }
 
 // The first `states` of the states as `States` has them.
@@ -105,10 +101,10 @@ Parameter parameter_of(const ParameterUpdate& u, int states) {
   }
   out.g_dtype = static_cast<uint8_t>(u.g_dtype);
   out.p_dtype = static_cast<uint8_t>(u.p_dtype);
-  out.vectors = divides_run(u.g_dtype, u.g) && divides_run(u.p_dtype, u.p) &&
-                divides_run(DType::kBFloat16, u.compensation);
+  out.vectors = is_run_aligned(u.g_dtype, u.g) && is_run_aligned(u.p_dtype, u.p) &&
+                is_run_aligned(DType::kBFloat16, u.compensation);
   for (int k = 0; k < states; ++k) {
-    out.vectors = out.vectors && divides(States::kRunBytes, States::memory(out, k));
+    out.vectors = out.vectors && is_aligned(States::memory(out, k), States::kRunBytes);
   }
   return out;
 }

@@ -16,8 +16,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
   const int i = static_cast<int>(blockIdx.x * kUpdateThreads + threadIdx.x);
   if (i >= batch.count) return;
   const Parameter& u = batch.parameters[i];
-  const Rule rule(with_live(hyperparameters, u.live), static_cast<int64_t>(u.live[0]));
-  *reinterpret_cast<Rule*>(u.workspace + 1) = rule;
+  *reinterpret_cast<Rule*>(u.workspace + 1) = live_rule<Rule>(hyperparameters, u.live);
 }
 
 struct Squares {

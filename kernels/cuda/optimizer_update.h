@@ -19,8 +19,7 @@ __device__ inline void store_parameter(const Parameter& u, const Shared& shared,
     store_words(words, u.p, false, place);
     store_words(rests, u.compensation, false, place);
   } else if (u.rounding == Rounding::kStochastic) {
-    const int64_t step = shared.live ? static_cast<int64_t>(u.live[0]) : shared.step;
-    const RandomBits random(static_cast<uint64_t>(u.seed), step);
+    const RandomBits random(static_cast<uint64_t>(u.seed), shared.step);
     store_words(rounded_stochastically(p, random, place), u.p, false, place);
   } else if (static_cast<DType>(u.p_dtype) == DType::kFloat32) {
     store_words(from_floats<float>(p), u.p, true, place);

@@ -347,13 +347,16 @@ cdef class Lists:
     cdef list copies  # of gradients with gaps, which live as long as this
     cdef int bits
     cdef int64_t blocksize
+    cdef const double* live
+    cdef double* workspace
 
-    def __cinit__(self, update):
+    def __cinit__(self, update, uintptr_t live, uintptr_t workspace):
         self.g, self.p, self.step = update.g, update.p, update.step
         self.states, self.scales, self.stacked = update.states, update.scales, update.stacked
         self.unorm, self.seed = update.unorm_vec, update.seed
         self.compensation = update.compensation
         self.bits, self.blocksize = update.bits, update.blocksize
+        self.live, self.workspace = <const double*> live, <double*> workspace
         self.copies = []
 
     cdef Py_ssize_t read_all(self, vector[k.ParameterUpdate]& updates) except -2:
@@ -390,7 +393,8 @@ cdef class Lists:
                 return False
         u.g, u.g_dtype = memory_of(g), <k.DType> g_dtype
         u.p, u.p_dtype = memory_of(p[0]), <k.DType> p_dtype
-        u.numel, u.step = numel_of(p[0]), self.step[i]
+        u.numel = numel_of(p[0])
+        u.step = self.step[i] if self.live == NULL else 1
         return u.step >= 1
 
     cdef bint read_states(self, Py_ssize_t i, const dlpack.Tensor& p,
@@ -427,6 +431,11 @@ cdef class Lists:
         u.unorm = NULL
         u.compensation = NULL
         u.stochastic, u.seed = self.seed is not None, 0
+        u.live, u.workspace = self.live, self.workspace
+        if self.live != NULL:
+            u.live += i * k.kLiveNumbers
+        if self.workspace != NULL:
+            self.workspace += k.update_workspace(u.numel)
         if self.unorm:
             if not read_beside(self.unorm[i], p, dlpack.FLOAT, 32, &t) or numel_of(t) != 1:
                 return False
@@ -442,11 +451,17 @@ cdef class Lists:
                 or (self.compensation is None and self.seed is None))
 
 
-def optimizer_update_32bit(int rule, update, uintptr_t stream):
+def update_workspace(int64_t numel):
+    """Return how many float64 of workspace the update of a parameter needs."""
+    return k.update_workspace(numel)
+
+
+def optimizer_update_32bit(int rule, update, uintptr_t live, uintptr_t workspace,
+                           uintptr_t stream):
     """Return -1, or which parameter is wrong; nothing is updated then."""
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(update.hyperparameters)
-    cdef Lists lists = Lists(update)
+    cdef Lists lists = Lists(update, live, workspace)
     cdef Py_ssize_t wrong = lists.read_all(updates)
     if wrong < 0:
         with nogil:
@@ -456,11 +471,11 @@ def optimizer_update_32bit(int rule, update, uintptr_t stream):
 
 
 def optimizer_update_blockwise(int rule, update, uintptr_t qmap1, uintptr_t qmap2,
-                               uintptr_t stream):
+                               uintptr_t live, uintptr_t workspace, uintptr_t stream):
     """Return -1, or which parameter is wrong; nothing is updated then."""
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(update.hyperparameters)
-    cdef Lists lists = Lists(update)
+    cdef Lists lists = Lists(update, live, workspace)
     cdef Py_ssize_t wrong = lists.read_all(updates)
     if wrong < 0:
         with nogil:

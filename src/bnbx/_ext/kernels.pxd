@@ -19,7 +19,7 @@ cdef extern from "common/optimizers.h" namespace "bnbx" nogil:
         double max_unorm
 
     int64_t update_workspace(int64_t)
-    int kLiveNumbers
+    const int kLiveNumbers
 
 
 cdef extern from "common/codebooks.h" namespace "bnbx" nogil:

@@ -498,6 +498,14 @@ class NativeBackend:
         """Call a kernel that checks the tensors of the lists as it reads them."""
         if update.p:
             rule = RULE_NUMBERS[update.optimizer_name]
-            wrong = kernel(rule, update, *qmaps, self.stream_of(update.p[0]))
+            live, workspace = _pointer(update.live), self._workspace(update)
+            stream = self.stream_of(update.p[0])
+            wrong = kernel(rule, update, *qmaps, live, _pointer(workspace), stream)
             if wrong >= 0:
                 update.refuse(wrong)
+
+    def _workspace(self, update: OptimizerUpdate) -> Tensor | None:
+        if update.live is None and not update.unorm_vec:
+            return None
+        size = sum(map(self.ext.update_workspace, map(Tensor.numel, update.p)))
+        return torch.empty(size, dtype=torch.float64, device=update.p[0].device)
