@@ -23,6 +23,13 @@ STEPS = ("build", "test", "sanitize", "bench")
 #: Small tests that reach one kernel of each kind; under the tool a launch takes a hundred times as
 #: long.
 SANITIZED = "test_sizes or test_strides_do_not_matter or test_zero_block or test_empty"
+#: Fails unless there are kernels: on the reference all tests would pass as well.
+LOADED = """
+import sys
+from bnbx.backends import BACKENDS
+if not any(b.device_type == "cuda" and b.operations for b in BACKENDS):
+    sys.exit("no CUDA kernels are loaded; the lines above say why")
+"""
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
@@ -79,7 +86,7 @@ def build(options: argparse.Namespace) -> bool:
         return False
     shutil.copytree(ROOT / "src" / "bnbx", SITE / "bnbx", dirs_exist_ok=True, ignore=_modules)
     run(sys.executable, "cmake/kernel_resources.py", "table", BUILD)
-    return run(sys.executable, "-m", "bnbx")
+    return run(sys.executable, "-m", "bnbx") and run(sys.executable, "-c", LOADED)
 
 
 def _modules(_folder: str, names: list[str]) -> list[str]:
