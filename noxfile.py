@@ -136,7 +136,7 @@ def cuda(session: nox.Session) -> None:
     With the nvcc that is in PATH, or else with one from the package index.
     """
     compiler = shutil.which("nvcc") or cuda_compiler(session, "13.0")
-    check_cuda(session, compiler, "-Ccmake.define.CMAKE_CUDA_ARCHITECTURES=75-real;90")
+    check_cuda(session, "quick", compiler, "-Ccmake.define.CMAKE_CUDA_ARCHITECTURES=75-real;90")
 
 
 @nox.session
@@ -147,7 +147,7 @@ def cuda_matrix(session: nox.Session, toolkit: str) -> None:
     if toolkit == "11.8":  # it knows no newer compiler
         need(session, {"g++-11": "g++-11"})
         options.append("-Ccmake.define.CMAKE_CUDA_HOST_COMPILER=g++-11")
-    check_cuda(session, cuda_compiler(session, toolkit), *options)
+    check_cuda(session, toolkit, cuda_compiler(session, toolkit), *options)
 
 
 def cuda_compiler(session: nox.Session, version: str) -> str:
@@ -158,7 +158,7 @@ def cuda_compiler(session: nox.Session, version: str) -> str:
     return str(session.run(*script, silent=True)).strip().splitlines()[-1]
 
 
-def check_cuda(session: nox.Session, compiler: str, *options: str) -> None:
+def check_cuda(session: nox.Session, name: str, compiler: str, *options: str) -> None:
     """Build a wheel without warnings; check its size, and that it loads and fails as it should."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "torch"), "pytest>=9")
     built = Path(session.create_tmp()) / "built"
@@ -169,8 +169,8 @@ def check_cuda(session: nox.Session, compiler: str, *options: str) -> None:
         "CMAKE_CUDA_FLAGS": "-Werror=all-warnings",
         "BNBX_KERNEL_RESOURCES": "ON",
     }
-    options = (*(f"-Ccmake.define.{name}={value}" for name, value in defines.items()), *options)
-    build_dir = f"-Cbuild-dir=build/cuda/{session.friendly_name.replace('.', '')}"
+    options = (*(f"-Ccmake.define.{key}={value}" for key, value in defines.items()), *options)
+    build_dir = f"-Cbuild-dir=build/cuda/build-{name}"
     session.run("pip", "wheel", "--no-deps", f"--wheel-dir={built}", build_dir, *options, ".")
     (wheel,) = built.glob("*.whl")
     check_wheel(session, wheel, CUDA_WHEEL_LIMIT)
