@@ -56,6 +56,8 @@ namespace bnbx::gpu {
 //     Two elements in a register, rounded as from_float() rounds, and back.
 // int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
 //     sum plus the products of the four int8 in a with those in b.
+// int64_t shared_limit();
+//     The most bytes of shared memory that a launch on the current device may ask for.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);

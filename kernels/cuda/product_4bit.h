@@ -55,6 +55,7 @@ struct Product4 {
   const int64_t* ends;
   int64_t E, M, N, K;
   uint32_t row_tiles;  // of the grid, whose blocks are numbered width tile by width tile
+  int staged;  // steps of the depth in shared memory (tiles), or columns of A (gemv_4bit)
   Scales4 scales;
   Values16 table;
   bool aligned_rows;    // of A: 16-byte loads are possible
