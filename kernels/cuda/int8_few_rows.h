@@ -11,32 +11,33 @@ static constexpr int kFewColumns = 2;
 static constexpr int kFewThreads = 128;
 static constexpr int kFewColumnsPerBlock = kFewThreads / kGroup * kFewColumns;
 
-template <int kRows, class Epilogue>
-__global__ void __launch_bounds__(kFewThreads)
-    multiply_few_rows(const Int8Operands x, const Epilogue epilogue) {
-  constexpr int kUnroll = 2;  // chunks of each row of B under way
-  const int lane = static_cast<int>(threadIdx.x % kGroup);
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kFewColumnsPerBlock +
-                        threadIdx.x / kGroup * kFewColumns;
-  if (first >= x.N) return;
+// Adds the products of a group's columns, from `first` on, in the chunks that are the lane's.
+template <bool kAligned, int kRows>
+__device__ void multiply_chunks(const Int8Operands& x, int64_t first,
+                                int32_t (&sums)[kRows][kFewColumns]) {
+  constexpr int kUnroll = kAligned ? 2 : 1;  // chunks of each row of B under way
+  constexpr int kStride = kGroup * kChunk;
+  const int8_t* rows[kRows];
+  const int8_t* columns[kFewColumns];
   // Beyond the last row or column, the last again: its sums are not stored.
-  const auto column = [&](int c) { return smaller(first + c, x.N - 1); };
-  const auto row = [&](int r) { return smaller(r, x.M - 1); };
-  int32_t sums[kRows][kFewColumns] = {};
-  for (int64_t k = lane * kChunk; k < x.K; k += kUnroll * kGroup * kChunk) {
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) rows[r] = x.A + smaller(r, x.M - 1) * x.K;
+#pragma unroll
+  for (int c = 0; c < kFewColumns; ++c) columns[c] = x.B + smaller(first + c, x.N - 1) * x.K;
+  for (int64_t k = threadIdx.x % kGroup * kChunk; k < x.K; k += kUnroll * kStride) {
     Chunk b[kUnroll][kFewColumns];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int c = 0; c < kFewColumns; ++c) {
-        b[u][c] = load_chunk(x.B + column(c) * x.K, k + u * kGroup * kChunk, x.K, x.aligned);
+        b[u][c] = load_chunk(columns[c], k + u * kStride, x.K, kAligned);
       }
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
-        const Chunk a = load_chunk(x.A + row(r) * x.K, k + u * kGroup * kChunk, x.K, x.aligned);
+        const Chunk a = load_chunk(rows[r], k + u * kStride, x.K, kAligned);
 #pragma unroll
         for (int c = 0; c < kFewColumns; ++c) {
 #pragma unroll
@@ -46,6 +47,20 @@ __global__ void __launch_bounds__(kFewThreads)
         }
       }
     }
+  }
+}
+
+template <int kRows, class Epilogue>
+__global__ void __launch_bounds__(kFewThreads)
+    multiply_few_rows(const Int8Operands x, const Epilogue epilogue) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kFewColumnsPerBlock +
+                        threadIdx.x / kGroup * kFewColumns;
+  if (first >= x.N) return;
+  int32_t sums[kRows][kFewColumns] = {};
+  if (x.aligned) {
+    multiply_chunks<true>(x, first, sums);
+  } else {
+    multiply_chunks<false>(x, first, sums);
   }
 #pragma unroll
   for (auto& of_row : sums) {

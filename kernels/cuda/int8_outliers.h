@@ -96,7 +96,7 @@ struct OutlierList {
 
 // 16 of these columns in shared memory, lines of A and then of B as in a panel. Codes are exact in
 // 16 bits as in 32: their scale comes later. In 16 bits, a line has eight unused elements, so that
-// what the lanes of a fragment read is in different banks.
+// eight neighbouring lines are in different banks.
 template <class Tile, class T>
 struct OutlierPanel {
   static constexpr int kColumns = 16, kPitch = 24;
@@ -108,22 +108,21 @@ struct OutlierPanel {
   __device__ void multiply(const Place<Tile>& place, int,
                            float (&values)[Tile::kRowTiles][Tile::kColumnTiles][4]) const {
     const int lane = static_cast<int>(threadIdx.x % kGroup);
-    const auto pair = [&](int line, int half) {
-      return *reinterpret_cast<const uint32_t*>(&lines[line][half * 8 + lane % 4 * 2]);
-    };
-    uint32_t b[Tile::kColumnTiles][2];
+    uint32_t b[Tile::kColumnTiles / 2][4];  // of two fragments each
 #pragma unroll
-    for (int j = 0; j < Tile::kColumnTiles; ++j) {
-      const int line = Tile::kRows + place.group_column + line_of_fragment<Tile>(j, lane / 4);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) b[j][half] = pair(line, half);
+    for (int j = 0; j < Tile::kColumnTiles / 2; ++j) {
+      const int column = line_of_fragment<Tile>(2 * j + lane / 16, lane % 8);
+      load_matrices(b[j], lines[Tile::kRows + place.group_column + column] + lane / 8 % 2 * 8);
     }
 #pragma unroll
     for (int i = 0; i < Tile::kRowTiles; ++i) {
-      const int line = place.group_row + 16 * i + lane / 4;
-      const uint32_t a[4] = {pair(line, 0), pair(line + 8, 0), pair(line, 1), pair(line + 8, 1)};
+      uint32_t a[4];
+      load_matrices(a, lines[place.group_row + 16 * i + lane % 16] + lane / 16 * 8);
 #pragma unroll
-      for (int j = 0; j < Tile::kColumnTiles; ++j) mma(values[i][j], a, b[j], T{});
+      for (int j = 0; j < Tile::kColumnTiles; ++j) {
+        const uint32_t right[2] = {b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]};
+        mma(values[i][j], a, right, T{});
+      }
     }
   }
 };

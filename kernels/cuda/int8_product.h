@@ -55,8 +55,7 @@ struct Tile {
   static constexpr int kThreads = kAlongM * kAlongN * kSplit * kGroup;
   // Neighbouring columns of one row that a lane gets.
   static constexpr int kRun = 2 * kColumnTiles;
-  // A stage has kSplit panels. A panel has 64 int8 of each line: with 64 bytes to a line, the 16
-  // bytes that eight neighbouring lanes read are in different banks, without padding.
+  // A stage has kSplit panels. A panel has 64 int8 of each line, in chunks of 16. See chunk_of().
   static constexpr int kDepth = 64;
   static constexpr int kPanelBytes = kLines * kDepth;
   static constexpr int kStageBytes = kSplit * kPanelBytes;
@@ -105,73 +104,108 @@ __device__ int line_of_fragment(int j, int c) {
   return c / 2 * Tile::kRun + 2 * j + c % 2;
 }
 
-// Copies stages into shared memory: panel after panel, line after line.
+// Where the `chunk`-th of the four chunks of a line of A, or of B, is in its 64 bytes. Eight lines
+// that are read together, which are neighbours in A and pairs, kRun apart, in B, take turns so that
+// they are in different banks.
+template <class Tile>
+__device__ int chunk_of_A(int line, int chunk) {
+  return chunk ^ (line / 2 % 4);
+}
+template <class Tile>
+__device__ int chunk_of_B(int line, int chunk) {
+  return chunk ^ (line / Tile::kRun % 4);
+}
+
+// Copies stages into shared memory: panel after panel, line after line, four threads to a line.
 template <class Tile>
 class Copies {
  public:
   __device__ Copies(const Int8Operands& x, const Place<Tile>& place, int8_t* shared)
-      : x_(x), to_(shared + threadIdx.x * kChunk) {
+      : x_(x), place_(place), shared_(shared) {
 #pragma unroll
-    for (int i = 0; i < kLinesPerThread; ++i) {
-      const int line = static_cast<int>(threadIdx.x) / 4 + i * (Tile::kThreads / 4);
-      const bool in_A = line < Tile::kRows;
-      // Beyond the last row or column, the last again: its sums are not stored.
-      const int64_t index = in_A ? smaller(place.row + line, x.M - 1)
-                                 : smaller(place.column + line - Tile::kRows, x.N - 1);
-      lines_[i] = (in_A ? x.A : x.B) + index * x.K;
-    }
+    for (int i = 0; i < kLinesPerThread; ++i) lines_[i] = line(i);
   }
 
   // `k` is the stage's first entry of each line.
   __device__ void start(int64_t k, int stage) const {
+    int8_t* to = shared_ + stage * Tile::kStageBytes;
+    const int64_t own = k + threadIdx.x % 4 * kChunk;
+    if (!x_.aligned || k + Tile::kSplit * Tile::kDepth > x_.K) return start_edge(own, to);
 #pragma unroll
     for (int i = 0; i < Tile::kChunks; ++i) {
-      const int panel = i / kLinesPerThread;
-      const int64_t at = k + panel * Tile::kDepth + threadIdx.x % 4 * kChunk;
-      int8_t* to = to_ + stage * Tile::kStageBytes + i * (Tile::kThreads * kChunk);
-      const int8_t* line = lines_[i % kLinesPerThread];
-      if (x_.aligned && at < x_.K) {
-        copy_async_16(to, line + at);
-      } else {
-        store_vector(reinterpret_cast<uint32_t*>(to), load_chunk(line, at, x_.K, false));
-      }
+      copy_async_16(to + place_in_stage(i), lines_[i % kLinesPerThread] + own + depth(i));
     }
   }
 
  private:
   static constexpr int kLinesPerThread = Tile::kLines / (Tile::kThreads / 4);
+
+  // Of this thread's chunks of a stage, the i-th: how deep it is, its line, where it goes.
+  __device__ static int depth(int i) { return i / kLinesPerThread * Tile::kDepth; }
+
+  __device__ static int line_number(int i) {
+    return static_cast<int>(threadIdx.x) / 4 + i % kLinesPerThread * (Tile::kThreads / 4);
+  }
+
+  __device__ const int8_t* line(int i) const {
+    const int number = line_number(i);
+    // Beyond the last row or column, the last again: its sums are not stored.
+    if (number < Tile::kRows) return x_.A + smaller(place_.row + number, x_.M - 1) * x_.K;
+    return x_.B + smaller(place_.column + number - Tile::kRows, x_.N - 1) * x_.K;
+  }
+
+  __device__ static int place_in_stage(int i) {
+    const int number = line_number(i), chunk = static_cast<int>(threadIdx.x) % 4;
+    const int at = number < Tile::kRows ? chunk_of_A<Tile>(number, chunk)
+                                        : chunk_of_B<Tile>(number - Tile::kRows, chunk);
+    return depth(i) * Tile::kLines + number * Tile::kDepth + at * kChunk;
+  }
+
+  // The end of the lines, and lines that begin anywhere.
+  __device__ void start_edge(int64_t own, int8_t* to) const {
+#pragma unroll 1
+    for (int i = 0; i < Tile::kChunks; ++i) {
+      const Chunk chunk = load_chunk(line(i), own + depth(i), x_.K, x_.aligned);
+      store_vector(reinterpret_cast<uint32_t*>(to + place_in_stage(i)), chunk);
+    }
+  }
+
   const Int8Operands& x_;
-  int8_t* to_;
+  const Place<Tile>& place_;
+  int8_t* shared_;
   const int8_t* lines_[kLinesPerThread];
 };
 
-// Adds a stage's products. A lane's 16 bytes of a line are entries 0-3 and 16-19 of the lane in one
-// mma, and the same of a second one: along K any order will do if it is the same for A and B.
+// Adds a stage's products.
 template <class Tile>
 __device__ void multiply_stage(const Place<Tile>& place, const int8_t* stage,
                                typename Tile::Sums& sums) {
   const int lane = static_cast<int>(threadIdx.x % kGroup);
-  const int8_t* panel = stage + place.split * Tile::kPanelBytes + lane % 4 * kChunk;
-  const auto line = [&](int i) {
-    return load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(panel + i * Tile::kDepth));
-  };
-  Chunk a[2 * Tile::kRowTiles];
+  const int8_t* panel = stage + place.split * Tile::kPanelBytes;
+  // Of A a lane names, for each half of the depth, chunk lane / 16 of row lane % 16; of B, for both
+  // halves at once, chunk lane / 8 of column lane % 8.
+  const int8_t* rows = panel + (place.group_row + lane % 16) * Tile::kDepth;
+  const int8_t* columns = panel + (Tile::kRows + place.group_column) * Tile::kDepth;
+  uint32_t a[2][Tile::kRowTiles][4];
 #pragma unroll
-  for (int i = 0; i < 2 * Tile::kRowTiles; ++i) a[i] = line(place.group_row + 8 * i + lane / 4);
+  for (int half = 0; half < 2; ++half) {
+    const int chunk = chunk_of_A<Tile>(lane % 16, 2 * half + lane / 16);
+#pragma unroll
+    for (int i = 0; i < Tile::kRowTiles; ++i) {
+      load_matrices(a[half][i], rows + i * (16 * Tile::kDepth) + chunk * kChunk);
+    }
+  }
 #pragma unroll
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
-    const Chunk b =
-        line(Tile::kRows + place.group_column + line_of_fragment<Tile>(j, lane / 4));
+    const int column = line_of_fragment<Tile>(j, lane % 8);
+    uint32_t b[4];
+    load_matrices(b, columns + column * Tile::kDepth +
+                         chunk_of_B<Tile>(column, lane / 8) * kChunk);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t right[2] = {b.values[2 * half], b.values[2 * half + 1]};
+      const uint32_t right[2] = {b[2 * half], b[2 * half + 1]};
 #pragma unroll
-      for (int i = 0; i < Tile::kRowTiles; ++i) {
-        const Chunk &upper = a[2 * i], &lower = a[2 * i + 1];
-        const uint32_t left[4] = {upper.values[2 * half], lower.values[2 * half],
-                                  upper.values[2 * half + 1], lower.values[2 * half + 1]};
-        mma(sums[i][j], left, right);
-      }
+      for (int i = 0; i < Tile::kRowTiles; ++i) mma(sums[i][j], a[half][i], right);
     }
   }
 }

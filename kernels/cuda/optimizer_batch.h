@@ -17,6 +17,8 @@ static constexpr int kPerLane = kRun * kRuns;
 static constexpr int kRunStride = kRun * kGroup;  // from a lane's run to its next
 static constexpr int kTile = kPerLane * kGroup;
 
+enum class Rounding : uint8_t { kNearest, kCompensated, kStochastic };
+
 // What the kernels need of a ParameterUpdate.
 struct Parameter {
   const void* g;
@@ -25,17 +27,21 @@ struct Parameter {
   void* state2;
   float* absmax1;
   float* absmax2;
-  void* compensation;
   float* unorm;
-  double* squares;
+  const double* live;
+  double* workspace;
   int64_t numel;
-  int64_t seed;
+  union {
+    void* compensation;
+    int64_t seed;
+  };
   uint8_t g_dtype, p_dtype;
-  bool stochastic;
+  Rounding rounding;
   bool vectors;  // every run lies where one instruction may read it
 };
 
-// Parameters that share their constants.
+// Parameters that share their constants, and how their elements are dealt out: in units of the same
+// number, the last unit of a parameter with fewer.
 struct Batch {
   // Beside a batch, a kernel has less than this many bytes of arguments.
   static constexpr int kOthers = 192;
@@ -43,17 +49,17 @@ struct Batch {
       (kArgumentBytes - kOthers) / static_cast<int>(sizeof(Parameter) + sizeof(uint32_t));
 
   Parameter parameters[kCapacity];
-  uint32_t firsts[kCapacity + 1];  // number of the first tile of each, then of all tiles
+  uint32_t firsts[kCapacity + 1];  // number of the first unit of each, then of all units
   int count;
 
-  __device__ uint32_t tiles() const { return firsts[count]; }
+  __device__ uint32_t units() const { return firsts[count]; }
 
-  // The parameter to which a tile belongs; those without elements have none.
-  __device__ int find(uint32_t tile) const {
+  // The parameter to which a unit belongs; those without elements have none.
+  __device__ int find(uint32_t unit) const {
     int first = 0, last = count - 1;
     while (first < last) {
       const int middle = (first + last + 1) / 2;
-      if (firsts[middle] <= tile) {
+      if (firsts[middle] <= unit) {
         first = middle;
       } else {
         last = middle - 1;
@@ -85,20 +91,37 @@ Parameter parameter_of(const ParameterUpdate& u, int states) {
   out.state2 = u.state2;
   out.absmax1 = u.absmax1;
   out.absmax2 = u.absmax2;
-  out.compensation = u.compensation;
   out.unorm = u.unorm;
-  out.squares = u.squares;
+  out.live = u.live;
+  out.workspace = u.workspace;
   out.numel = u.numel;
-  out.seed = u.seed;
+  out.rounding = u.stochastic                ? Rounding::kStochastic
+                 : u.compensation != nullptr ? Rounding::kCompensated
+                                             : Rounding::kNearest;
+  if (u.stochastic) {
+    out.seed = u.seed;
+  } else {
+    out.compensation = u.compensation;
+  }
   out.g_dtype = static_cast<uint8_t>(u.g_dtype);
   out.p_dtype = static_cast<uint8_t>(u.p_dtype);
-  out.stochastic = u.stochastic;
   out.vectors = divides_run(u.g_dtype, u.g) && divides_run(u.p_dtype, u.p) &&
                 divides_run(DType::kBFloat16, u.compensation);
   for (int k = 0; k < states; ++k) {
     out.vectors = out.vectors && divides(States::kRunBytes, States::memory(out, k));
   }
   return out;
+}
+
+// Sets what the units of a batch are, to some elements of one parameter; returns their number.
+inline int64_t deal(Batch& batch, int64_t elements) {
+  int64_t units = 0;
+  for (int i = 0; i < batch.count; ++i) {
+    batch.firsts[i] = static_cast<uint32_t>(units);
+    units += ceil_div(batch.parameters[i].numel, elements);
+  }
+  batch.firsts[batch.count] = static_cast<uint32_t>(units);
+  return units;
 }
 
 // Calls work(batch, step) with batches of all parameters, those of one step together.
@@ -116,11 +139,9 @@ void for_each_batch(const ParameterUpdate* parameters, int64_t count, int states
     for (; i < count && order[i]->step == step && batch.count < Batch::kCapacity; ++i) {
       const int64_t more = ceil_div(order[i]->numel, kTile);
       if (batch.count > 0 && tiles + more >= kMostTiles) break;
-      batch.parameters[batch.count] = parameter_of<States>(*order[i], states);
-      batch.firsts[batch.count++] = static_cast<uint32_t>(tiles);
+      batch.parameters[batch.count++] = parameter_of<States>(*order[i], states);
       tiles += more;
     }
-    batch.firsts[batch.count] = static_cast<uint32_t>(tiles);
     work(batch, step);
   }
 }

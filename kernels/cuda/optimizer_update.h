@@ -7,71 +7,19 @@
 // one large one.
 #pragma once
 
-#include <cmath>
-
-#include "cuda/optimizer_states.h"
+#include "cuda/optimizer_limits.h"
 
 namespace bnbx::gpu {
 
-static constexpr int kUpdateThreads = 256;
-static constexpr int kUpdateGroups = kUpdateThreads / kGroup;
-static constexpr int kUpdateBlocks = 3;  // of a multiprocessor at a time: 80 registers a thread
-
-// What parameters of a call share beside the constants of the rule.
-struct Shared {
-  float gnorm_scale;
-  bool skip_zeros;
-  double max_unorm;
-};
-
-// Values of a lane's elements before an update.
-template <class Rule, class States>
-struct Tile {
-  float g[kPerLane], p[kPerLane], states[Rule::kStates][kPerLane];
-
-  // Everything is asked for before any of it is waited for.
-  __device__ Tile(const Parameter& u, const Place& place, const typename States::Tables& tables,
-                  float gnorm_scale) {
-    const DType g_dtype = static_cast<DType>(u.g_dtype), p_dtype = static_cast<DType>(u.p_dtype);
-    const Words g_words = load_words(u.g, g_dtype == DType::kFloat32, place);
-    const Words p_words = load_words(u.p, p_dtype == DType::kFloat32, place);
-    Words rest_words;
-    if (u.compensation != nullptr) rest_words = load_words(u.compensation, false, place);
-    typename States::Stored stored[Rule::kStates];
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) stored[k] = States::load(u, k, place);
-    to_floats(g_words, g_dtype, g);
-    to_floats(p_words, p_dtype, p);
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) g[i] = g[i] * gnorm_scale;
-    if (u.compensation != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) p[i] = p[i] + element<bfloat16>(rest_words, i);
-    }
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) States::decode(tables, k, stored[k], states[k]);
-  }
-
-  // Updates the states of one element and returns the direction in which it moves.
-  __device__ float move(const Rule& rule, int i) {
-    float moved[Rule::kStates];
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) moved[k] = states[k][i];
-    const float direction = rule(g[i], p[i], moved);
-#pragma unroll
-    for (int k = 0; k < Rule::kStates; ++k) states[k][i] = moved[k];
-    return direction;
-  }
-};
-
-__device__ inline void store_parameter(const Parameter& u, int64_t step, const Place& place,
+__device__ inline void store_parameter(const Parameter& u, const Shared& shared, const Place& place,
                                        const float (&p)[kPerLane]) {
-  if (u.compensation != nullptr) {
+  if (u.rounding == Rounding::kCompensated) {
     Words words, rests;
     compensated(p, words, rests);
     store_words(words, u.p, false, place);
     store_words(rests, u.compensation, false, place);
-  } else if (u.stochastic) {
+  } else if (u.rounding == Rounding::kStochastic) {
+    const int64_t step = shared.live ? static_cast<int64_t>(u.live[0]) : shared.step;
     const RandomBits random(static_cast<uint64_t>(u.seed), step);
     store_words(rounded_stochastically(p, random, place), u.p, false, place);
   } else if (static_cast<DType>(u.p_dtype) == DType::kFloat32) {
@@ -85,10 +33,10 @@ __device__ inline void store_parameter(const Parameter& u, int64_t step, const P
 
 template <class Rule, class States>
 __device__ inline void update_tile(const Parameter& u, const Rule& rule, const Shared& shared,
-                                   int64_t step, const Place& place,
+                                   const Place& place,
                                    const typename States::Tables& tables) {
   float step_size = rule.step_size;
-  if (u.squares != nullptr) step_size = step_size * static_cast<float>(u.squares[0]);
+  if (shared.max_unorm > 0.0) step_size = step_size * as_float(u.workspace[0]);
   Tile<Rule, States> tile(u, place, tables, shared.gnorm_scale);
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
@@ -106,37 +54,39 @@ __device__ inline void update_tile(const Parameter& u, const Rule& rule, const S
       if (!inside) tile.states[k][i] = 0.0f;
     }
   }
-  store_parameter(u, step, place, tile.p);
+  store_parameter(u, shared, place, tile.p);
 #pragma unroll
   for (int k = 0; k < Rule::kStates; ++k) States::store(tables, u, k, place, tile.states[k]);
 }
 
 template <class Rule, class States>
-__global__ void __launch_bounds__(kUpdateThreads, kUpdateBlocks)
-    update_tiles(const Batch batch, const Rule rule, const Shared shared, const int64_t step,
-                 const float* qmap1, const float* qmap2) {
+__global__ void __launch_bounds__(kUpdateThreads, kUpdateBlocks<Rule>)
+    update_tiles(const Batch batch, const Rule rule, const Shared shared) {
   __shared__ typename States::Tables tables;
-  tables.build(qmap1, qmap2, Rule::kStates);
+  tables.build(shared.qmap1, shared.qmap2, Rule::kStates);
   uint32_t tile = blockIdx.x * kUpdateGroups + threadIdx.x / kGroup;
-  for (; tile < batch.tiles(); tile += gridDim.x * kUpdateGroups) {
+  for (; tile < batch.units(); tile += gridDim.x * kUpdateGroups) {
     const int i = batch.find(tile);
     const Parameter& u = batch.parameters[i];
     const Place place(u, static_cast<int64_t>(tile - batch.firsts[i]) * kTile);
-    update_tile<Rule, States>(u, rule, shared, step, place, tables);
+    update_tile<Rule, States>(u, rule_of(u, shared, rule), shared, place, tables);
   }
 }
 
 template <class Rule, class States>
 void update_batches(const ParameterUpdate* parameters, int64_t count, const Hyperparameters& h,
                     const float* qmap1, const float* qmap2, Stream stream) {
-  const Shared shared{as_float(h.gnorm_scale), h.skip_zeros, h.max_unorm};
-  for_each_batch<States>(parameters, count, Rule::kStates, [&](const Batch& batch, int64_t step) {
+  for_each_batch<States>(parameters, count, Rule::kStates, [&](Batch& batch, int64_t step) {
+    const bool live = batch.parameters[0].live != nullptr;
+    const Shared shared{qmap1,        qmap2, h.max_unorm, as_float(h.gnorm_scale),
+                        h.skip_zeros, live,  step};
     const Rule rule(h, step);
-    const int blocks = static_cast<int>(std::min<int64_t>(
-        ceil_div(batch.firsts[batch.count], kUpdateGroups), kUpdateBlocks * multiprocessors()));
-    if (blocks == 0) return;
-    launch(update_tiles<Rule, States>, Blocks(blocks), kUpdateThreads, 0, stream, batch, rule,
-           shared, step, qmap1, qmap2);
+    if (live) launch_rules<Rule>(batch, h, stream);
+    if (h.max_unorm > 0.0) launch_limits<Rule, States>(batch, rule, shared, stream);
+    const int64_t tiles = deal(batch, kTile);
+    if (tiles == 0) return;
+    launch(update_tiles<Rule, States>, update_grid<Rule>(tiles), kUpdateThreads, 0, stream, batch, rule,
+           shared);
   });
 }
 

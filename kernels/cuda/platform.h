@@ -103,6 +103,18 @@ __device__ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
 #endif
 }
 
+__device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
+#if __CUDA_ARCH__ >= 750
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from)
+               : "memory");
+#else
+  load_matrices_by_shuffles(words, row);
+#endif
+}
+
 __device__ inline uint32_t pack(float low, float high, float16 type) {
 #if __CUDA_ARCH__ >= 800
   uint32_t pair;

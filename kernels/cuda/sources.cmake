@@ -1,9 +1,11 @@
 # The kernels, which CUDA, HIP and the emulator compile.
 set(kernels
+    dequantize_4bit
+    dequantize_blockwise
+    encode_4bit
     gemm_4bit
     gemm_4bit_grouped
     gemm_4bit_transposed
-    operations
     int8_double_quant
     int8_linear
     int8_linear_matmul
@@ -13,6 +15,10 @@ set(kernels
     int8_vectorwise_dequant
     int8_vectorwise_quant
     missing_codes
-    missing_optimizers)
+    operations
+    optimizer_update_32bit
+    optimizer_update_blockwise
+    quantize_4bit
+    quantize_blockwise)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")

@@ -11,7 +11,7 @@ namespace {
 using namespace bnbx::gpu;
 
 __global__ void overflow(float* memory, bool dynamic, int where) {
-  __shared__ float tile[33];  // not a multiple of what the linker aligns to
+  __shared__ float tile[33];
   float* shared = dynamic ? dynamic_shared<float>() : tile;
   shared[threadIdx.x] = memory[threadIdx.x];
   __syncthreads();
@@ -21,9 +21,10 @@ __global__ void overflow(float* memory, bool dynamic, int where) {
 template <class T>
 __global__ void overflow_of_template(T* memory, int where) {
   __shared__ T tile[33];
-  tile[threadIdx.x] = memory[threadIdx.x];
+  T* shared = tile;
+  shared[threadIdx.x] = memory[threadIdx.x];
   __syncthreads();
-  if (threadIdx.x == 0) memory[0] = tile[where];
+  if (threadIdx.x == 0) memory[0] = shared[where];
 }
 
 __global__ void copy(const float* memory, int where) {

@@ -44,9 +44,10 @@ void test_every_thread_runs_once() {
   CHECK(visits == std::vector<int>(visits.size(), 1));
 }
 
-__global__ void read_what_nobody_wrote(int* dynamic_found, int* static_found) {
-  __shared__ int fixed;
-  int* dynamic = dynamic_shared<int>();
+template <class T>
+__global__ void read_what_nobody_wrote(T* dynamic_found, T* static_found) {
+  __shared__ T fixed;
+  T* dynamic = dynamic_shared<T>();
   dynamic_found[blockIdx.x] = *dynamic;
   static_found[blockIdx.x] = fixed;
   *dynamic = fixed = 7;
@@ -55,11 +56,14 @@ __global__ void read_what_nobody_wrote(int* dynamic_found, int* static_found) {
 void test_shared_memory_begins_as_garbage() {
   for (int round = 0; round < 2; ++round) {
     int from_dynamic[3], from_static[3];
-    launch(read_what_nobody_wrote, 3, 1, sizeof(int), nullptr, &from_dynamic[0], &from_static[0]);
+    launch(read_what_nobody_wrote<int>, 3, 1, sizeof(int), nullptr, &from_dynamic[0],
+           &from_static[0]);
     for (int x : from_dynamic) CHECK(x != 0 && x != 7);
+#ifndef BNBX_ASAN  // which needs arrays where they are not found to be filled
     // Static arrays get it once for a launch.
     CHECK(std::count(from_static, from_static + 3, 7) == 2);
     CHECK(std::count(from_static, from_static + 3, 0) == 0);
+#endif
   }
 }
 

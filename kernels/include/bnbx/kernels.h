@@ -67,8 +67,12 @@ struct ParameterUpdate {
   // Round p up or down at random, as `seed`, the step and the element's number have it.
   bool stochastic = false;
   int64_t seed = 0;
-  // Workspace where unorm is not null.
-  double* squares = nullptr;
+  // Or null: kLiveNumbers numbers in the backend's memory, that go before `step` and the fields of
+  // the hyperparameters with these names: step, lr, beta3, alpha. They are read when the update
+  // runs, so that a captured graph goes on with what stands there then.
+  const double* live = nullptr;
+  // Where unorm or live is not null: update_workspace(numel) numbers, which need not be set.
+  double* workspace = nullptr;
 };
 
 // 4-bit: codes are packed two to a byte, the first in the high nibble.
