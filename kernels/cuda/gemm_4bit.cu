@@ -49,8 +49,8 @@ void multiply_4bit(const Product4& p, DType dtype, Stream stream) {
 void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
                const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
                Stream stream) {
-  const auto p = gpu::make_product(A, dtype, M, nullptr, 1, N, K, B, scales, quant_type, bias, out,
-                                   false);
+  const auto p =
+      gpu::make_product(A, dtype, M, nullptr, 1, N, K, B, scales, quant_type, bias, out, false);
   gpu::multiply_4bit(p, dtype, stream);
 }
 

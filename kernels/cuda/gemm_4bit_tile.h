@@ -42,8 +42,7 @@ __device__ inline void write_tile(const Product4& p, const RowTile& rows, int64_
   const T* bias = static_cast<const T*>(p.bias);
   if (bias != nullptr) bias = rows.expert < p.E ? bias + rows.expert * width : nullptr;
   T* out = static_cast<T*>(p.out);
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * Tile::kWidth;
-       i += Tile::kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * Tile::kWidth; i += Tile::kThreads) {
     const int64_t row = rows.begin + i / Tile::kWidth, column = first + i % Tile::kWidth;
     if (row >= rows.end || column >= width) continue;
     float sum = sums[i / Tile::kWidth * Tile::kSumStride + i % Tile::kWidth];

@@ -37,8 +37,8 @@ void multiply_4bit_transposed(const Product4& p, DType dtype, Stream stream) {
 void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
                           const uint8_t* B, const BlockScales& scales, QuantType quant_type,
                           void* out, Stream stream) {
-  const auto p = gpu::make_product(A, dtype, M, nullptr, 1, N, K, B, scales, quant_type, nullptr,
-                                   out, true);
+  const auto p =
+      gpu::make_product(A, dtype, M, nullptr, 1, N, K, B, scales, quant_type, nullptr, out, true);
   gpu::multiply_4bit_transposed(p, dtype, stream);
 }
 

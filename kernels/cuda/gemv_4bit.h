@@ -96,8 +96,8 @@ __device__ inline void load_units(const Product4& p, int64_t element, int rows, 
     units.codes[r] = {};
     units.scales[r] = {};
     if (!inside || r >= rows) continue;
-    units.codes[r] = load_vector<uint32_t, 4>(
-        reinterpret_cast<const uint32_t*>(p.B + (element + r * p.K) / 2));
+    units.codes[r] =
+        load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(p.B + (element + r * p.K) / 2));
     units.scales[r] = load_scale(p.scales, element + r * p.K);
   }
 }
@@ -114,9 +114,8 @@ __device__ inline void load_eight(const float* from, float (&values)[8]) {
 
 // Adds to sums the products of a unit of each row with the activations at `unit`.
 template <class T, int kM>
-__device__ inline void multiply_units(const Product4& p, const GemvUnits& units,
-                                      GemvTable<T> table, const T* unit,
-                                      float (&sums)[kGemvRows][kM]) {
+__device__ inline void multiply_units(const Product4& p, const GemvUnits& units, GemvTable<T> table,
+                                      const T* unit, float (&sums)[kGemvRows][kM]) {
   const int64_t stride = GemvActivations<T>::stride(p.staged);
   float parts[kGemvRows][kM] = {};
   for (int word = 0; word < 4; ++word) {
