@@ -1,6 +1,5 @@
 // encode_4bit: the nearest of 16 levels at scales that are given, of either sign.
 #include "cuda/encode_4bit.h"
-
 #include "cuda/quantize_tile.h"
 
 namespace bnbx {
@@ -64,8 +63,8 @@ void encode_4bit(const void* A, DType dtype, int64_t n, const float* absmax, int
     using T = decltype(type);
     gpu::with_encoder(quant_type, [&](auto* encoder) {
       using Encoder = std::remove_pointer_t<decltype(encoder)>;
-      gpu::launch(gpu::encode_tiles<T, Encoder>, gpu::quantize_blocks<T>(n), gpu::kQuantizeThreads, 0,
-                  stream, static_cast<const T*>(A), absmax, n, gpu::log2_of(blocksize),
+      gpu::launch(gpu::encode_tiles<T, Encoder>, gpu::quantize_blocks<T>(n), gpu::kQuantizeThreads,
+                  0, stream, static_cast<const T*>(A), absmax, n, gpu::log2_of(blocksize),
                   gpu::codebook(quant_type), out);
     });
   });
