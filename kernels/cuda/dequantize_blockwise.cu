@@ -50,8 +50,7 @@ __device__ inline void decode_tile(const uint8_t* A, const Tile& tile, const flo
   __shared__ float table[kThreads];
   A += tile.first;
   out += tile.first;
-  const bool whole =
-      tile.count == kTile<T> && is_aligned(A, kPerVector<T>) && is_aligned(out, 16);
+  const bool whole = tile.count == kTile<T> && is_aligned(A, kPerVector<T>) && is_aligned(out, 16);
   if (whole) {
     decode_tile<true, kInBlocks>(A, tile.count, code, table, out, scale_of);
   } else {

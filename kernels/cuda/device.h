@@ -56,8 +56,8 @@ namespace bnbx::gpu {
 //     four elements to a register, c = l % 4 * 4 in a and b, and halves of 16.
 // void load_matrices(uint32_t (&words)[4], const void* row);
 //     Four matrices of 8 rows of 16 bytes, from shared memory, as mma takes its a and b: each lane
-//     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 * 4
-//     of row l / 4.
+//     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 *
+//     4 of row l / 4.
 // uint32_t pack(float low, float high, float16);
 // uint32_t pack(float low, float high, bfloat16);
 // void unpack(uint32_t pair, float* low, float* high, float16);
@@ -65,6 +65,8 @@ namespace bnbx::gpu {
 //     Two elements in a register, rounded as from_float() rounds, and back.
 // int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
 //     sum plus the products of the four int8 in a with those in b.
+// int64_t shared_limit();
+//     The most bytes of shared memory that a launch on the current device may ask for.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);

@@ -1,5 +1,5 @@
-// Elements and codes of a tile, a few for each thread: by one instruction where all of them are there
-// and aligned, one by one elsewhere.
+// Elements and codes of a tile, a few for each thread: by one instruction where all of them are
+// there and aligned, one by one elsewhere.
 #pragma once
 
 #include <type_traits>
@@ -96,6 +96,22 @@ class BlockOf {
  private:
   int64_t block_, into_, blocksize_;
 };
+
+template <class T, int kCount>
+__device__ inline void to_floats(const Vector<T, kCount>& from, float (&to)[kCount]) {
+  for (int k = 0; k < kCount; ++k) to[k] = to_float(from.values[k]);
+}
+
+// Two at a time: the upper one of a pair needs no more than its bits.
+template <int kCount>
+__device__ inline void to_floats(const Vector<bfloat16, kCount>& from, float (&to)[kCount]) {
+  uint32_t pairs[kCount / 2];
+  memcpy(pairs, from.values, sizeof(pairs));
+  for (int k = 0; k < kCount; k += 2) {
+    to[k] = bits_float(pairs[k / 2] << 16);
+    to[k + 1] = bits_float(pairs[k / 2] & 0xffff0000u);
+  }
+}
 
 // The power of two that x is; -1 if it is none.
 inline int log2_of(int64_t x) {

@@ -29,16 +29,18 @@ class Encoder4 {
 
   // What stands for the nearest level. |x| may be above 1 by a rounding error; see clamped().
   __device__ uint32_t operator()(float x) const {
-    uint32_t cell = cell_of(x);
-    if (x > bounds_[cell]) cell += kCells;
-    return nearest_[cell];
+    uint32_t at = cell_of(x);
+    if (x > bits_float(entry(at))) at += kRow;
+    return entry(at + kRow);
   }
 
   // Any number as one in [-1, 1] that has the same nearest level: NaN has the lowest.
   __device__ static float clamped(float x) { return fminf(fmaxf(x, -1.0f), 1.0f); }
 
  private:
-  static constexpr uint32_t kCells = 32;
+  // Cells are numbered by the bytes of the entries before theirs: the address is a sum then, which
+  // saves two of the eleven instructions that an element takes.
+  static constexpr uint32_t kEntry = sizeof(uint32_t), kCells = 32, kRow = kCells * kEntry;
   static constexpr float kCellsPerUnit = 15.25f;
   // Adding it leaves the rounded sum in the low bits of a float, from 0 on.
   static constexpr float kRound = 12582912.0f + 15.0f;  // 1.5 * 2^23
@@ -47,7 +49,11 @@ class Encoder4 {
   // it: what is above 0 is moved up by a cell.
   __device__ static uint32_t cell_of(float x) {
     if (kType == QuantType::kFP4 && x > 0.0f) x += 1.0f / kCellsPerUnit;
-    return float_bits(fmaf(x, kCellsPerUnit, kRound)) & (kCells - 1);
+    return float_bits(fmaf(x, kCellsPerUnit, kRound)) * kEntry & (kRow - kEntry);
+  }
+
+  __device__ uint32_t entry(uint32_t at) const {
+    return *reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(table_) + at);
   }
 
   template <class Meaning>
@@ -56,18 +62,18 @@ class Encoder4 {
     if (cell >= kCells) return;
     int below = 0;  // boundaries in the cells before this one
     float bound = 2.0f;
-    for (int i = 14; i >= 0; --i) {  // the lowest one wins: fp4's at 0 ends a cell, and parts nothing
+    for (int i = 14; i >= 0;
+         --i) {  // the lowest one wins: fp4's at 0 ends a cell, and parts nothing
       const uint32_t at = cell_of(book.bounds[i]);
-      if (at < cell) ++below;
-      if (at == cell) bound = book.bounds[i];
+      if (at < cell * kEntry) ++below;
+      if (at == cell * kEntry) bound = book.bounds[i];
     }
-    bounds_[cell] = bound;
-    nearest_[cell] = meaning(below);
-    nearest_[cell + kCells] = meaning(below < 15 ? below + 1 : 15);
+    table_[cell] = float_bits(bound);
+    table_[cell + kCells] = meaning(below);
+    table_[cell + 2 * kCells] = meaning(below < 15 ? below + 1 : 15);
   }
 
-  float bounds_[kCells];
-  uint32_t nearest_[2 * kCells];
+  uint32_t table_[3 * kCells];  // the boundary in each cell, what is below it, what is above it
 };
 
 // Calls `work` with the type of the encoder.

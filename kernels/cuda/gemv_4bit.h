@@ -3,7 +3,8 @@
 // A lane reads 16 bytes, one unit, of each of four rows of the weight, and the next ones before it
 // works on these. Its codes lie in one block, so that a unit needs one scale. The groups of a block
 // share the depth and two sets of four rows among each other; their sums are added through shared
-// memory, in the same order every time.
+// memory, in the same order every time. A block goes on to other rows, for which table and
+// activations are there already, so that there is no time without loads under way.
 #pragma once
 
 #include "cuda/product_4bit.h"
@@ -15,7 +16,8 @@ static constexpr int kGemvSets = 2;  // of weight rows in a block
 static constexpr int kGemvRows = 4;  // weight rows in a set: what a lane has in flight
 static constexpr int kGemvSplits = kGemvThreads / kGroup / kGemvSets;
 static constexpr int kGemvWidth = kGemvSets * kGemvRows;
-static constexpr int kGemvDepth = kGemvSplits * kGroup * kUnit;  // of the activations staged at once
+static constexpr int kGemvDepth = kGemvSplits * kGroup * kUnit;  // of one step
+static constexpr int64_t kGemvBlocks = 264;  // two for each multiprocessor of an H100
 
 // The decoded values of a byte. Of bfloat16 a pair fits into a word, which halves the traffic of
 // shared memory; the weight is rounded to A's type then.
@@ -53,21 +55,20 @@ template <class T>
 struct GemvActivations {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   static constexpr int kUnitStride = kUnit + kVector;
-  static constexpr int kStride = kGemvDepth / kUnit * kUnitStride;
 
   T* values;
 
-  // Stages rows [begin, end) from the column `depth0` on; zeros follow the last column.
+  // Elements between rows, of which `depth` columns are staged, a multiple of kGemvDepth.
+  BNBX_MEMBER static int64_t stride(int64_t depth) { return depth / kUnit * kUnitStride; }
+
+  // Stages the rows of a tile from the column `depth0` on.
   __device__ void stage(const Product4& p, const RowTile& rows, int64_t depth0) const {
     const T* A = static_cast<const T*>(p.A);
-    const int vectors = kGemvDepth / kVector;
+    const int64_t left = p.K - depth0 < p.staged ? p.K - depth0 : p.staged;
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-      for (int i = static_cast<int>(threadIdx.x); i < vectors; i += kGemvThreads) {
-        const int64_t k = depth0 + i * kVector;
-        Vector<T, kVector> vector{};
-        if (k < p.K) vector = load(p, A + row * p.K + k);
-        const int at = i * kVector / kUnit * kUnitStride + i * kVector % kUnit;
-        store_vector(values + (row - rows.begin) * kStride + at, vector);
+      T* to = values + (row - rows.begin) * stride(p.staged);
+      for (int k = static_cast<int>(threadIdx.x) * kVector; k < left; k += kGemvThreads * kVector) {
+        store_vector(to + k / kUnit * kUnitStride + k % kUnit, load(p, A + row * p.K + depth0 + k));
       }
     }
   }
@@ -95,8 +96,8 @@ __device__ inline void load_units(const Product4& p, int64_t element, int rows, 
     units.codes[r] = {};
     units.scales[r] = {};
     if (!inside || r >= rows) continue;
-    units.codes[r] = load_vector<uint32_t, 4>(
-        reinterpret_cast<const uint32_t*>(p.B + (element + r * p.K) / 2));
+    units.codes[r] =
+        load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(p.B + (element + r * p.K) / 2));
     units.scales[r] = load_scale(p.scales, element + r * p.K);
   }
 }
@@ -113,14 +114,13 @@ __device__ inline void load_eight(const float* from, float (&values)[8]) {
 
 // Adds to sums the products of a unit of each row with the activations at `unit`.
 template <class T, int kM>
-__device__ inline void multiply_units(const Product4& p, const GemvUnits& units,
-                                      GemvTable<T> table, const T* unit,
-                                      float (&sums)[kGemvRows][kM]) {
-  constexpr int kStride = GemvActivations<T>::kStride;
+__device__ inline void multiply_units(const Product4& p, const GemvUnits& units, GemvTable<T> table,
+                                      const T* unit, float (&sums)[kGemvRows][kM]) {
+  const int64_t stride = GemvActivations<T>::stride(p.staged);
   float parts[kGemvRows][kM] = {};
   for (int word = 0; word < 4; ++word) {
     float a[kM][8];
-    for (int m = 0; m < kM; ++m) load_eight(unit + m * kStride + word * 8, a[m]);
+    for (int m = 0; m < kM; ++m) load_eight(unit + m * stride + word * 8, a[m]);
     for (int r = 0; r < kGemvRows; ++r) {
       const uint32_t codes = units.codes[r].values[word];
       for (int byte = 0; byte < 4; ++byte) {
@@ -139,9 +139,33 @@ __device__ inline void multiply_units(const Product4& p, const GemvUnits& units,
 }
 
 template <class T, int kM>
-constexpr int64_t gemv_shared_bytes() {
-  return GemvTable<T>::kBytes + kM * GemvActivations<T>::kStride * static_cast<int>(sizeof(T));
+__device__ inline void write_sums(const Product4& p, const RowTile& rows, int64_t first,
+                                  const float (&partial)[kGemvSplits][kGemvWidth * kM]) {
+  const int m = static_cast<int>(threadIdx.x) / kGemvWidth;
+  const int64_t n = first + threadIdx.x % kGemvWidth;
+  if (m >= rows.end - rows.begin || n >= p.N) return;
+  float sum = 0.0f;
+  for (int split = 0; split < kGemvSplits; ++split) sum += partial[split][threadIdx.x];
+  if (p.bias != nullptr && rows.expert < p.E) {
+    sum += to_float(static_cast<const T*>(p.bias)[rows.expert * p.N + n]);
+  }
+  from_float(sum, static_cast<T*>(p.out) + (rows.begin + m) * p.N + n);
 }
+
+template <class T, int kM>
+int64_t gemv_shared_bytes(int64_t staged) {
+  return GemvTable<T>::kBytes + kM * GemvActivations<T>::stride(staged) * int64_t{sizeof(T)};
+}
+
+// What a block does one after the other: the steps of the depth, for each of its sets of rows.
+struct GemvStep {
+  int64_t tile, depth0;
+
+  __device__ GemvStep next(int64_t depth, int64_t stride) const {
+    if (depth0 + kGemvDepth < depth) return {tile, depth0 + kGemvDepth};
+    return {tile + stride, 0};
+  }
+};
 
 template <class T, int kM>
 __global__ void __launch_bounds__(kGemvThreads, 2) gemv_4bit(Product4 p) {
@@ -152,51 +176,55 @@ __global__ void __launch_bounds__(kGemvThreads, 2) gemv_4bit(Product4 p) {
   table.pairs = reinterpret_cast<decltype(table.pairs)>(shared);
   const GemvActivations<T> activations{reinterpret_cast<T*>(shared + GemvTable<T>::kBytes)};
 
-  const int lane = static_cast<int>(threadIdx.x) % kGroup;
-  const int group = static_cast<int>(threadIdx.x) / kGroup;
-  const int split = group % kGemvSplits, set = group / kGemvSplits;
-  const int64_t first = static_cast<int64_t>(blockIdx.x / p.row_tiles) * kGemvWidth;
-  const int64_t row = first + set * kGemvRows;
-  const int weight_rows =
-      static_cast<int>(p.N - row < kGemvRows ? (p.N > row ? p.N - row : 0) : kGemvRows);
-  const int64_t depth = rows.expert < p.E ? p.K : 0;
-  const int64_t row_start = (rows.expert * p.N + row) * p.K;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kGroup;
+  const int split = thread / kGroup % kGemvSplits, set = thread / kGroup / kGemvSplits;
   const int own = (split * kGroup + lane) * kUnit;
+  const int64_t depth = rows.expert < p.E ? p.K : 0;
+  const int64_t tiles = (p.N + kGemvWidth - 1) / kGemvWidth, stride = gridDim.x / p.row_tiles;
+  const auto load = [&](const GemvStep& step, GemvUnits& units) {
+    const int64_t row = step.tile * kGemvWidth + set * kGemvRows, k = step.depth0 + own;
+    const int64_t left = step.tile < tiles ? p.N - row : 0;
+    load_units(p, (rows.expert * p.N + row) * p.K + k,
+               static_cast<int>(left < kGemvRows ? left : kGemvRows), k < depth, units);
+  };
 
+  __shared__ float partial[2][kGemvSplits][kGemvWidth * kM];
   float sums[kGemvRows][kM] = {};
-  GemvUnits units, next;
-  load_units(p, row_start + own, weight_rows, own < depth, units);
+  GemvUnits units, next_units;
+  GemvStep step{blockIdx.x / p.row_tiles, 0};
+  load(step, units);
   table.fill(p.table);
-  for (int64_t depth0 = 0; depth0 < depth; depth0 += kGemvDepth) {
-    const int64_t k = depth0 + kGemvDepth + own;
-    load_units(p, row_start + k, weight_rows, k < depth, next);
-    __syncthreads();
-    activations.stage(p, rows, depth0);
-    __syncthreads();
-    if (depth0 + own < depth) {
-      const T* unit = activations.values + own / kUnit * GemvActivations<T>::kUnitStride;
-      multiply_units<T, kM>(p, units, table, unit, sums);
+  int64_t staged = -1;
+  for (int buffer = 0; step.tile < tiles;) {
+    const GemvStep next = step.next(depth, stride);
+    load(next, next_units);
+    if (staged < 0 || step.depth0 < staged || step.depth0 >= staged + p.staged) {
+      staged = step.depth0;
+      __syncthreads();  // nobody reads what was staged before
+      if (depth > 0) activations.stage(p, rows, staged);
+      __syncthreads();
     }
-    units = next;
-  }
-
-  __shared__ float partial[kGemvSplits][kGemvWidth * kM];
-  for (int r = 0; r < kGemvRows; ++r) {
-    for (int m = 0; m < kM; ++m) {
-      const float sum = group_sum(sums[r][m]);
-      if (lane == 0) partial[split][m * kGemvWidth + set * kGemvRows + r] = sum;
+    if (step.depth0 + own < depth) {
+      const int64_t unit = (step.depth0 - staged + own) / kUnit;
+      multiply_units<T, kM>(p, units, table,
+                            activations.values + unit * GemvActivations<T>::kUnitStride, sums);
     }
+    if (next.tile != step.tile) {
+      for (int r = 0; r < kGemvRows; ++r) {
+        for (int m = 0; m < kM; ++m) {
+          const float sum = group_sum(sums[r][m]);
+          if (lane == 0) partial[buffer][split][m * kGemvWidth + set * kGemvRows + r] = sum;
+          sums[r][m] = 0.0f;
+        }
+      }
+      // The next sums go to the other buffer, so that one barrier is enough.
+      __syncthreads();
+      write_sums<T, kM>(p, rows, step.tile * kGemvWidth, partial[buffer]);
+      buffer = 1 - buffer;
+    }
+    units = next_units;
+    step = next;
   }
-  __syncthreads();
-  const int m = static_cast<int>(threadIdx.x) / kGemvWidth;
-  const int64_t n = first + threadIdx.x % kGemvWidth;
-  if (m >= rows.end - rows.begin || n >= p.N) return;
-  float sum = 0.0f;
-  for (int s = 0; s < kGemvSplits; ++s) sum += partial[s][threadIdx.x];
-  if (p.bias != nullptr && rows.expert < p.E) {
-    sum += to_float(static_cast<const T*>(p.bias)[rows.expert * p.N + n]);
-  }
-  from_float(sum, static_cast<T*>(p.out) + (rows.begin + m) * p.N + n);
 }
 
 }  // namespace bnbx::gpu

@@ -13,26 +13,48 @@ void multiply_4bit_transposed(const Product4& p, DType dtype, Stream stream);
 // A multiprocessor for every block is what large tiles must offer; the H100 has 132 of them.
 static constexpr int64_t kManyBlocks = 100;
 
+// Shared memory of a block on the smallest device that has tensor cores (7.5).
+static constexpr int64_t kLeastShared = 64 << 10;
+
 // Rows that are multiplied with one weight, on average.
 inline int64_t rows_per_weight(const Product4& p) {
   return p.ends == nullptr ? p.M : ceil_div(p.M, p.E);
 }
 
+// Whether a tile fits into the shared memory of the device.
+template <class T, class Tile>
+bool fits() {
+  return TileMemory<T, Tile>::bytes(2) <= shared_limit();
+}
+
 template <class T, class Tile, bool kTransposed>
 void launch_tile(Product4 p, Stream stream) {
+  using Memory = TileMemory<T, Tile>;
   const int64_t rows = count_row_tiles(p, Tile::kRows);
   const int64_t blocks = rows * ceil_div(kTransposed ? p.K : p.N, Tile::kWidth);
   p.row_tiles = static_cast<uint32_t>(rows);
+  p.staged = Memory::bytes(3) <= shared_limit() ? 3 : 2;
   launch(&multiply_tile<T, Tile, kTransposed>, Blocks(static_cast<unsigned>(blocks)),
-         Tile::kThreads, TileMemory<T, Tile>::kBytes, stream, p);
+         Tile::kThreads, Memory::bytes(p.staged), stream, p);
 }
 
+// The rows of A, kM of them at a time, or half as many as long as these do not fit.
 template <class T, int kM>
 void launch_gemv(Product4 p, Stream stream) {
-  const int64_t rows = count_row_tiles(p, kM);
+  if constexpr (kM > 1) {
+    if (gemv_shared_bytes<T, kM>(kGemvDepth) > shared_limit()) {
+      return launch_gemv<T, kM / 2>(p, stream);
+    }
+  }
+  // All of the rows if that leaves room for a second block.
+  const int64_t all = ceil_div(p.K, kGemvDepth) * kGemvDepth;
+  const bool fit = all > 0 && gemv_shared_bytes<T, kM>(all) <= shared_limit() / 2;
+  p.staged = static_cast<int>(fit ? all : kGemvDepth);
+  const int64_t rows = count_row_tiles(p, kM), tiles = ceil_div(p.N, kGemvWidth);
+  const int64_t stride = ceil_div(kGemvBlocks, rows);
   p.row_tiles = static_cast<uint32_t>(rows);
-  launch(&gemv_4bit<T, kM>, Blocks(static_cast<unsigned>(rows * ceil_div(p.N, kGemvWidth))),
-         kGemvThreads, gemv_shared_bytes<T, kM>(), stream, p);
+  launch(&gemv_4bit<T, kM>, Blocks(static_cast<unsigned>(rows * (tiles < stride ? tiles : stride))),
+         kGemvThreads, gemv_shared_bytes<T, kM>(p.staged), stream, p);
 }
 
 // Whether tiles of 128 x 128 keep the device busy.

@@ -199,6 +199,14 @@ inline int multiprocessors() {
 // Shared memory that a kernel gets without asking for more.
 static constexpr int64_t kPlainShared = 48 << 10;
 
+inline int64_t shared_limit() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "asking for the size of shared memory");
+  return bytes;
+}
+
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes, Stream stream,
             A... arguments) {

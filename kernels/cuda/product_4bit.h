@@ -31,8 +31,8 @@ struct RawScale {
 __device__ inline RawScale load_scale(const Scales4& scales, int64_t element) {
   const int64_t block = element >> scales.shift;
   if (scales.absmax_8bit == nullptr) return {scales.absmax[block], 0};
-  const int64_t nested = scales.absmax_shift >= 0 ? block >> scales.absmax_shift
-                                                  : block / scales.absmax_blocksize;
+  const int64_t nested =
+      scales.absmax_shift >= 0 ? block >> scales.absmax_shift : block / scales.absmax_blocksize;
   return {scales.absmax[nested], scales.absmax_8bit[block]};
 }
 
@@ -55,6 +55,7 @@ struct Product4 {
   const int64_t* ends;
   int64_t E, M, N, K;
   uint32_t row_tiles;  // of the grid, whose blocks are numbered width tile by width tile
+  int staged;          // steps of the depth in shared memory (tiles), or columns of A (gemv_4bit)
   Scales4 scales;
   Values16 table;
   bool aligned_rows;    // of A: 16-byte loads are possible
@@ -73,8 +74,12 @@ inline Product4 make_product(const void* A, DType dtype, int64_t M, const int64_
   Product4 p{};
   p.A = A, p.B = B, p.bias = bias, p.out = out;
   p.ends = ends, p.E = E, p.M = M, p.N = N, p.K = K;
-  p.scales = {scales.absmax,        scales.absmax_8bit,      scales.absmax_code,
-              scales.absmax_offset, scales.absmax_blocksize, log2_or_minus_1(scales.blocksize),
+  p.scales = {scales.absmax,
+              scales.absmax_8bit,
+              scales.absmax_code,
+              scales.absmax_offset,
+              scales.absmax_blocksize,
+              log2_or_minus_1(scales.blocksize),
               -1};
   if (scales.absmax_8bit != nullptr) {
     p.scales.absmax_shift = log2_or_minus_1(scales.absmax_blocksize);

@@ -11,9 +11,9 @@ void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, Qua
     using T = decltype(type);
     gpu::with_encoder(quant_type, [&](auto* encoder) {
       using Encoder = std::remove_pointer_t<decltype(encoder)>;
-      gpu::launch(gpu::quantize_tiles<T, Encoder>, gpu::quantize_blocks<T>(n), gpu::kQuantizeThreads,
-                  0, stream, static_cast<const T*>(A), n, gpu::log2_of(blocksize),
-                  gpu::codebook(quant_type), out, absmax);
+      gpu::launch(gpu::quantize_tiles<T, Encoder>, gpu::quantize_blocks<T>(n),
+                  gpu::kQuantizeThreads, 0, stream, static_cast<const T*>(A), n,
+                  gpu::log2_of(blocksize), gpu::codebook(quant_type), out, absmax);
     });
   });
 }

@@ -8,7 +8,7 @@ namespace gpu {
 namespace {
 
 constexpr int kThreads = kQuantizeThreads;
-constexpr int kTile = kQuantizeTile;
+constexpr int kTile = 4096;  // of the passes
 
 __global__ void clear(uint32_t* magnitudes, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads)
     if (at == block * blocksize) absmax[block] = scale;
     out[at] = 0;
     if (scale == scale) {
-      out[at] = static_cast<uint8_t>(encoder(to_float(A[at]) * inverse_scale(scale)));
+      out[at] = static_cast<uint8_t>(encoder(to_float(A[at]) * inverse_magnitude(scale)));
     }
   }
 }

@@ -12,10 +12,13 @@
 namespace bnbx::gpu {
 
 static constexpr int kQuantizeThreads = 256;
-static constexpr int kQuantizeTile = 4096;  // elements
+static constexpr int kQuantizeVectors = 4;  // of a thread
 // Blocks of threads on a multiprocessor: as many as have registers without spilling them.
+static constexpr int kQuantizeResident = 4;
+
+// Elements that a block of threads quantizes at a time.
 template <class T>
-static constexpr int kQuantizeResident = sizeof(T) == 4 ? 5 : 6;
+static constexpr int kQuantizeTile = kQuantizeThreads * kQuantizeVectors * kPerVector<T>;
 
 // Bits of the magnitude: they order like the magnitudes, NaN above infinity above the finite.
 template <class T>
@@ -28,17 +31,15 @@ __device__ inline float finite_magnitude(uint32_t bits) {
   return bits_float(bits >= 0x7f800000u ? 0x7fc00000u : bits);
 }
 
-// The inverse of a scale, of either sign, that stays finite.
-__device__ inline float inverse_scale(float scale) {
-  const float magnitude = scale < 0.0f ? -scale : scale;
-  const float inverse = 1.0f / (magnitude > kSmallestAbsmax ? magnitude : kSmallestAbsmax);
-  return scale < 0.0f ? -inverse : inverse;
+// The inverse of a magnitude that stays finite.
+__device__ inline float inverse_magnitude(float magnitude) {
+  return 1.0f / (magnitude > kSmallestAbsmax ? magnitude : kSmallestAbsmax);
 }
 
-// The codes that nearest() returns for the elements times `inverse`, as they lie in memory: of 4
+// The codes that nearest() returns for the values times `inverse`, as they lie in memory: of 4
 // bits, the first of two is in the high nibble.
-template <int kBits, class T, int kCount, class Nearest>
-__device__ inline Word<kCount * kBits / 8> encode(const Vector<T, kCount>& x, float inverse,
+template <int kBits, int kCount, class Nearest>
+__device__ inline Word<kCount * kBits / 8> encode(const float (&values)[kCount], float inverse,
                                                   Nearest&& nearest) {
   constexpr int kPerWord = kCount * kBits < 32 ? kCount : 32 / kBits;
   uint64_t codes = 0;
@@ -46,7 +47,7 @@ __device__ inline Word<kCount * kBits / 8> encode(const Vector<T, kCount>& x, fl
     uint32_t word = 0;
     for (int k = kPerWord - 1; k >= 0; --k) {
       const int i = first + (kBits == 4 ? k ^ 1 : k);
-      word = word << kBits | nearest(to_float(x.values[i]) * inverse);
+      word = (word << kBits) + nearest(values[i] * inverse);
     }
     codes = codes << 32 | word;
   }
@@ -56,9 +57,9 @@ __device__ inline Word<kCount * kBits / 8> encode(const Vector<T, kCount>& x, fl
 template <class T>
 struct QuantizeLayout {
   static constexpr int kCount = kPerVector<T>;
-  static constexpr int kVectors = kQuantizeTile / (kQuantizeThreads * kCount);
+  static constexpr int kVectors = kQuantizeVectors;
   static constexpr int kSegment = kGroup * kCount;
-  static constexpr int kSegments = kQuantizeTile / kSegment;
+  static constexpr int kSegments = kQuantizeTile<T> / kSegment;
 
   // Position of a thread's vector in the tile.
   __device__ static int position(int vector) {
@@ -99,11 +100,13 @@ __device__ inline void quantize_tile(const T* A, int n, int shift, const Encoder
   constexpr int kCount = Layout::kCount, kBits = Encoder::kBits;
   Vector<T, kCount> x[Layout::kVectors];
   uint32_t largest[Layout::kVectors] = {};
+  float values[kCount];
   for (int v = 0; v < Layout::kVectors; ++v) {
     x[v] = load_elements<kWhole, kCount>(A, Layout::position(v), n);
   }
   for (int v = 0; v < Layout::kVectors; ++v) {
-    for (const T& element : x[v].values) largest[v] = max(largest[v], magnitude_bits(element));
+    to_floats(x[v], values);
+    for (float value : values) largest[v] = max(largest[v], magnitude_bits(value));
   }
   join_blocks<T>(largest, 1 << shift, segments);
   for (int v = 0; v < Layout::kVectors; ++v) {
@@ -111,27 +114,31 @@ __device__ inline void quantize_tile(const T* A, int n, int shift, const Encoder
     const float scale = finite_magnitude(largest[v]);
     if ((i & ((1 << shift) - 1)) == 0 && (kWhole || i < n)) absmax[i >> shift] = scale;
     Word<kCount * kBits / 8> codes = 0;  // a NaN decodes to NaN whatever the codes are
-    if (scale == scale) codes = encode<kBits>(x[v], inverse_scale(scale), encoder);
+    if (scale == scale) {
+      to_floats(x[v], values);
+      codes = encode<kBits>(values, inverse_magnitude(scale), encoder);
+    }
     store_codes<kWhole, kCount * kBits / 8>(out, i * kBits / 8, (n * kBits + 7) / 8, codes);
   }
 }
 
 template <class T, class Encoder>
-__global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident<T>)
+__global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
     quantize_tiles(const T* A, int64_t n, int shift, typename Encoder::Source source, uint8_t* out,
                    float* absmax) {
   __shared__ Encoder encoder;
   __shared__ uint32_t segments[QuantizeLayout<T>::kSegments];
   encoder.fill(source);
   __syncthreads();
-  for (int64_t number = blockIdx.x; number * kQuantizeTile < n; number += gridDim.x) {
-    const Tile tile = tile_at<kQuantizeTile>(number, n);
+  constexpr int kTile = kQuantizeTile<T>;
+  const bool aligned = is_aligned(A, 16) && is_aligned(out, kPerVector<T> * Encoder::kBits / 8);
+  for (int64_t number = blockIdx.x; number * kTile < n; number += gridDim.x) {
+    const Tile tile = tile_at<kTile>(number, n);
     const T* from = A + tile.first;
     uint8_t* to = out + tile.first * Encoder::kBits / 8;
     float* scales = absmax + (tile.first >> shift);
-    if (tile.count == kQuantizeTile && is_aligned(from, 16) &&
-        is_aligned(to, kPerVector<T> * Encoder::kBits / 8)) {
-      quantize_tile<true>(from, tile.count, shift, encoder, segments, to, scales);
+    if (aligned && tile.count == kTile) {
+      quantize_tile<true>(from, kTile, shift, encoder, segments, to, scales);
     } else {
       quantize_tile<false>(from, tile.count, shift, encoder, segments, to, scales);
     }
@@ -141,8 +148,8 @@ __global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident<T>)
 // Blocks of threads that go from tile to tile: what fills the device, and no more than there are.
 template <class T>
 unsigned quantize_blocks(int64_t n) {
-  const int64_t tiles = ceil_div(n, kQuantizeTile);
-  const int64_t resident = int64_t{kQuantizeResident<T>} * multiprocessors();
+  const int64_t tiles = ceil_div(n, kQuantizeTile<T>);
+  const int64_t resident = int64_t{kQuantizeResident} * multiprocessors();
   return static_cast<unsigned>(tiles < resident ? tiles : resident);
 }
 

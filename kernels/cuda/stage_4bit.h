@@ -15,7 +15,8 @@ __device__ inline void store_eight(T* to, const float (&values)[8]) {
 
 __device__ inline void store_eight(float* to, const float (&values)[8]) {
   for (int i = 0; i < 8; i += 4) {
-    store_vector(to + i, Vector<float, 4>{{values[i], values[i + 1], values[i + 2], values[i + 3]}});
+    store_vector(to + i,
+                 Vector<float, 4>{{values[i], values[i + 1], values[i + 2], values[i + 3]}});
   }
 }
 
@@ -105,8 +106,8 @@ struct Stage {
   __device__ void decode_rows(const uint8_t* codes, const float* scales, T* weight) const {
     constexpr int kWords = Tile::kDepth / 8;
     for (int i = static_cast<int>(threadIdx.x); i < Tile::kWidth * kWords; i += Tile::kThreads) {
-      const uint32_t word = load_vector<uint32_t, 1>(
-          reinterpret_cast<const uint32_t*>(codes + 4 * i)).values[0];
+      const uint32_t word =
+          load_vector<uint32_t, 1>(reinterpret_cast<const uint32_t*>(codes + 4 * i)).values[0];
       const float scale = scales[i / 4];
       float values[8];
       for (int byte = 0; byte < 4; ++byte) {
@@ -126,8 +127,10 @@ struct Stage {
       const int column = i % kQuads * 4, row = i / kQuads * 8;
       float values[4][8];
       for (int e = 0; e < 8; ++e) {
-        const uint32_t bytes = load_vector<uint16_t, 1>(
-            reinterpret_cast<const uint16_t*>(codes + (row + e) * kRowBytes + column / 2)).values[0];
+        const uint32_t bytes =
+            load_vector<uint16_t, 1>(
+                reinterpret_cast<const uint16_t*>(codes + (row + e) * kRowBytes + column / 2))
+                .values[0];
         const float scale = scales[(row + e) * kRowUnits + column / kUnit];
         const auto left = table(bytes & 255u), right = table(bytes >> 8);
         values[0][e] = left.first * scale;

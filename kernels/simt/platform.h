@@ -32,6 +32,9 @@ void unpack(uint32_t pair, float* low, float* high, T type) {
   unpack_by_bits(pair, low, high, type);
 }
 
+// That of an H100.
+inline int64_t shared_limit() { return 227 << 10; }
+
 // Bytes that a kernel's arguments may have in all of CUDA's versions.
 static constexpr int kArgumentBytes = 4096;
 
