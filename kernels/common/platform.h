@@ -33,4 +33,12 @@ __device__ static inline uint16_t float_to_float16(float x) {
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
   return bits;
 }
+#if __CUDA_ARCH__ >= 800
+#define BNBX_BFLOAT16_INSTRUCTIONS
+__device__ static inline uint16_t float_to_bfloat16(float x) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+#endif
 #endif

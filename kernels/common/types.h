@@ -51,12 +51,16 @@ BNBX_INLINE void from_float(float x, float* out) { *out = x; }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 BNBX_INLINE void from_float(float x, bfloat16* out) {
+#if defined(BNBX_BFLOAT16_INSTRUCTIONS)
+  out->bits = float_to_bfloat16(x);
+#else
   const uint32_t bits = float_bits(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) {
     out->bits = static_cast<uint16_t>((bits >> 16) | 0x40u);
   } else {
     out->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
+#endif
 }
 
 // Rounds to nearest, ties to even; what is too large becomes infinity; NaN stays NaN.
