@@ -1,4 +1,5 @@
-// LLM.int8(): the scales of codes and of sums of their products (Dettmers et al. 2022, section 2.1).
+// LLM.int8(): the scales of codes and of sums of their products (Dettmers et al. 2022,
+// section 2.1).
 #pragma once
 
 #include "common/codebooks.h"

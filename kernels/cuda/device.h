@@ -51,8 +51,8 @@ namespace bnbx::gpu {
 //     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them.
 // void load_matrices(uint32_t (&words)[4], const void* row);
 //     Four matrices of 8 rows of 16 bytes, from shared memory, as mma takes its a and b: each lane
-//     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 * 4
-//     of row l / 4.
+//     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 *
+//     4 of row l / 4.
 // int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
 //     sum plus the products of the four int8 in a with those in b.
 // template <class... P, class... A>

@@ -5,7 +5,8 @@
 
 namespace bnbx::gpu {
 
-// The bias of columns n to n + kCount - 1, of N; beyond them the last again. Zeros if there is none.
+// The bias of columns n to n + kCount - 1, of N; beyond them the last again. Zeros if there is
+// none.
 template <int kCount>
 __device__ inline void load_bias(const Bias& bias, int64_t n, int64_t N, float (&out)[kCount]) {
   const auto load = [&](const auto* values) {

@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kRowThreads)
   };
   uint32_t best = 0;
   if (c < columns) {
-    for (int64_t r = group; r < rows; r += kRowGroups) best = larger(best, magnitude_bits(value(r)));
+    for (int64_t r = group; r < rows; r += kRowGroups)
+      best = larger(best, magnitude_bits(value(r)));
   }
   best_of[group][lane] = best;
   __syncthreads();

@@ -1,6 +1,6 @@
 // What becomes of the sums of an int8 product, while they are in registers: store_tile() is for all
-// threads of a block of multiply_tiles, store_column() for a group of multiply_few_rows, all of whose
-// lanes have the sums.
+// threads of a block of multiply_tiles, store_column() for a group of multiply_few_rows, all of
+// whose lanes have the sums.
 #pragma once
 
 #include "common/int8.h"

@@ -53,8 +53,8 @@ __device__ void multiply_chunks(const Int8Operands& x, int64_t first,
 template <int kRows, class Epilogue>
 __global__ void __launch_bounds__(kFewThreads)
     multiply_few_rows(const Int8Operands x, const Epilogue epilogue) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kFewColumnsPerBlock +
-                        threadIdx.x / kGroup * kFewColumns;
+  const int64_t first =
+      static_cast<int64_t>(blockIdx.x) * kFewColumnsPerBlock + threadIdx.x / kGroup * kFewColumns;
   if (first >= x.N) return;
   int32_t sums[kRows][kFewColumns] = {};
   if (x.aligned) {

@@ -9,9 +9,9 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
   const bool decompose = threshold > 0.0f;
   uint8_t* flags = decompose ? outliers : nullptr;
   int8_vectorwise_quant(A, dtype, M, K, threshold, codes, stats, flags, stream);
-  gpu::multiply_scaled({codes, CB, M, N, K, stats, SCB, bias, out, dtype, A, flags, nullptr,
-                        decompose ? K : 0},
-                       stream);
+  gpu::multiply_scaled(
+      {codes, CB, M, N, K, stats, SCB, bias, out, dtype, A, flags, nullptr, decompose ? K : 0},
+      stream);
 }
 
 }  // namespace bnbx

@@ -45,8 +45,8 @@ void int8_mm_dequant(const int32_t* A, const float* row_stats, const float* col_
     using T = decltype(type);
     const bool aligned =
         N % 4 == 0 && gpu::is_aligned(A, 16) && gpu::is_aligned(out, 4 * sizeof(T));
-    (aligned ? gpu::launch_rows<T, 4> : gpu::launch_rows<T, 1>)(
-        A, row_stats, col_stats, M, N, bias, static_cast<T*>(out), stream);
+    (aligned ? gpu::launch_rows<T, 4> : gpu::launch_rows<T, 1>)(A, row_stats, col_stats, M, N, bias,
+                                                                static_cast<T*>(out), stream);
   });
 }
 

@@ -97,8 +97,8 @@ struct Place {
   }
 };
 
-// The line of B, of the group's kColumnTiles * 8, that is column `c` of fragment `j`: so chosen that
-// a lane's columns of all fragments are neighbours.
+// The line of B, of the group's kColumnTiles * 8, that is column `c` of fragment `j`: so chosen
+// that a lane's columns of all fragments are neighbours.
 template <class Tile>
 __device__ int line_of_fragment(int j, int c) {
   return c / 2 * Tile::kRun + 2 * j + c % 2;
@@ -199,8 +199,7 @@ __device__ void multiply_stage(const Place<Tile>& place, const int8_t* stage,
   for (int j = 0; j < Tile::kColumnTiles; ++j) {
     const int column = line_of_fragment<Tile>(j, lane % 8);
     uint32_t b[4];
-    load_matrices(b, columns + column * Tile::kDepth +
-                         chunk_of_B<Tile>(column, lane / 8) * kChunk);
+    load_matrices(b, columns + column * Tile::kDepth + chunk_of_B<Tile>(column, lane / 8) * kChunk);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t right[2] = {b[2 * half], b[2 * half + 1]};

@@ -1,8 +1,7 @@
 // int8_scaled_mm: the product with the epilogue that makes floats of its sums.
-#include "cuda/int8_scaled_mm.h"
-
 #include "cuda/int8_dispatch.h"
 #include "cuda/int8_epilogues.h"
+#include "cuda/int8_scaled_mm.h"
 
 namespace bnbx {
 namespace gpu {
@@ -13,8 +12,8 @@ void multiply_scaled(const ScaledProduct& p, Stream stream) {
     using T = decltype(type);
     const bool aligned = p.N * sizeof(T) % 16 == 0 && is_aligned(p.out, 16);
     const Outliers<T> outliers{static_cast<const T*>(p.A), p.flags, p.columns, p.extent};
-    const Scale<T> epilogue{p.row_stats, p.col_stats, p.bias, static_cast<T*>(p.out), aligned,
-                            outliers};
+    const Scale<T> epilogue{p.row_stats, p.col_stats, p.bias, static_cast<T*>(p.out),
+                            aligned,     outliers};
     multiply(operands, epilogue, stream);
   });
 }

@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kRowThreads)
       const auto codes = load_vector<int8_t, kWidth>(A + r * columns + c);
       const float unit = unit_of_row(stats[r]);
       Vector<float, kWidth> values;
-      for (int i = 0; i < kWidth; ++i) values.values[i] = static_cast<float>(codes.values[i]) * unit;
+      for (int i = 0; i < kWidth; ++i)
+        values.values[i] = static_cast<float>(codes.values[i]) * unit;
       store_vector(out + r * columns + c, values);
     });
   }

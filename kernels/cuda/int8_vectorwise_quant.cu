@@ -52,8 +52,7 @@ template <class T, int kWidth, int kTeam>
 __global__ void __launch_bounds__(kRowThreads, 4)
     quantize_rows(const T* A, int64_t rows, int64_t columns, float threshold, int8_t* out,
                   float* stats, uint8_t* outliers) {
-  const int64_t r =
-      static_cast<int64_t>(blockIdx.x) * (kRowThreads / kTeam) + threadIdx.x / kTeam;
+  const int64_t r = static_cast<int64_t>(blockIdx.x) * (kRowThreads / kTeam) + threadIdx.x / kTeam;
   if (r >= rows) return;
   const Row<T, kWidth> row{A + r * columns, outliers, outlier_limit(threshold), rows == 1};
   const int64_t vectors = columns / kWidth;
@@ -135,8 +134,8 @@ void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t col
     using T = decltype(type);
     constexpr int kWidth = 16 / sizeof(T);
     const bool aligned = columns % kWidth == 0 && is_aligned(A, 16) && is_aligned(out, kWidth);
-    (aligned ? launch_rows<T, kWidth> : launch_rows<T, 1>)(
-        static_cast<const T*>(A), rows, columns, threshold, out, stats, outliers, stream);
+    (aligned ? launch_rows<T, kWidth> : launch_rows<T, 1>)(static_cast<const T*>(A), rows, columns,
+                                                           threshold, out, stats, outliers, stream);
   });
   if (hold_back && rows != 1) {
     launch(clear_outlier_columns, Strips<1>{columns}.blocks(rows), kRowThreads, 0, stream,

@@ -77,8 +77,8 @@ struct MatrixRow {
   uint32_t* words;
 };
 
-inline void load_matrices(uint32_t (&words)[4], const void* row, const char* file = __builtin_FILE(),
-                          int line = __builtin_LINE()) {
+inline void load_matrices(uint32_t (&words)[4], const void* row,
+                          const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   MatrixRow own{row, words};
   simt::meet_group({"load_matrices", file, line}, &own, [](void* const* operands) {
     for (int lane = 0; lane < simt::kLanes; ++lane) {
