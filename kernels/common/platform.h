@@ -17,3 +17,28 @@
 // Internal linkage, always: the same header is compiled with the flags of several instruction sets,
 // and a shared inline function would be kept once, perhaps in the copy that the machine cannot run.
 #define BNBX_INLINE BNBX_HD static inline
+
+#if defined(__CUDA_ARCH__)
+#include <cstdint>
+
+// Conversions for which the device has an instruction: what common/types.h does in a dozen.
+#define BNBX_FLOAT16_INSTRUCTIONS
+__device__ static inline float float16_to_float(uint16_t bits) {
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+}
+__device__ static inline uint16_t float_to_float16(float x) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+#if __CUDA_ARCH__ >= 800
+#define BNBX_BFLOAT16_INSTRUCTION
+__device__ static inline uint16_t float_to_bfloat16(float x) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+}
+#endif
+#endif

@@ -33,6 +33,9 @@ BNBX_INLINE float to_float(float x) { return x; }
 BNBX_INLINE float to_float(bfloat16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }
 
 BNBX_INLINE float to_float(float16 x) {
+#if defined(BNBX_FLOAT16_INSTRUCTIONS)
+  return float16_to_float(x.bits);
+#else
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
   const uint32_t rest = x.bits & 0x7fffu;
   if (rest >= 0x7c00u) return bits_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
@@ -41,22 +44,30 @@ BNBX_INLINE float to_float(float16 x) {
     return bits_float(sign | float_bits(magnitude));
   }
   return bits_float(sign | ((rest << 13) + 0x38000000u));
+#endif
 }
 
 BNBX_INLINE void from_float(float x, float* out) { *out = x; }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 BNBX_INLINE void from_float(float x, bfloat16* out) {
+#if defined(BNBX_BFLOAT16_INSTRUCTION)
+  out->bits = float_to_bfloat16(x);
+#else
   const uint32_t bits = float_bits(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) {
     out->bits = static_cast<uint16_t>((bits >> 16) | 0x40u);
   } else {
     out->bits = static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
   }
+#endif
 }
 
 // Rounds to nearest, ties to even; what is too large becomes infinity; NaN stays NaN.
 BNBX_INLINE void from_float(float x, float16* out) {
+#if defined(BNBX_FLOAT16_INSTRUCTIONS)
+  out->bits = float_to_float16(x);
+#else
   const uint32_t sign = (float_bits(x) >> 16) & 0x8000u;
   const uint32_t rest = float_bits(x) & 0x7fffffffu;
   uint32_t half;
@@ -70,6 +81,7 @@ BNBX_INLINE void from_float(float x, float16* out) {
     half = (rest + 0xfffu + ((rest >> 13) & 1u) - 0x38000000u) >> 13;
   }
   out->bits = static_cast<uint16_t>(sign | half);
+#endif
 }
 
 }  // namespace bnbx

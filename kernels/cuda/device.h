@@ -54,11 +54,28 @@ namespace bnbx::gpu {
 // void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 //     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them: the same with
 //     four elements to a register, c = l % 4 * 4 in a and b, and halves of 16.
+// void load_matrices(uint32_t (&words)[4], const void* row);
+//     Four matrices of 8 rows of 16 bytes, from shared memory, as mma takes its a and b: each lane
+//     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 *
+//     4 of row l / 4.
+// uint32_t pack(float low, float high, float16);
+// uint32_t pack(float low, float high, bfloat16);
+// void unpack(uint32_t pair, float* low, float* high, float16);
+// void unpack(uint32_t pair, float* low, float* high, bfloat16);
+//     Two elements in a register, rounded as from_float() rounds, and back.
+// int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
+//     sum plus the products of the four int8 in a with those in b.
+// int64_t shared_limit();
+//     The most bytes of shared memory that a launch on the current device may ask for.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);
 //     Queues the kernel; throws std::runtime_error if that fails. Blocks is dim3: x may be up to
 //     2^31 - 1, y and z up to 65535.
+// constexpr int kArgumentBytes
+//     A kernel's arguments may have this many bytes together.
+// int multiprocessors();
+//     Of the current device: what a grid that stays on it is measured by.
 
 // Elements as vectors of 16 bytes or fewer, which one instruction loads or stores.
 template <class T, int kCount>
@@ -76,12 +93,17 @@ __device__ inline void store_vector(T* to, const Vector<T, kCount>& vector) {
   *reinterpret_cast<Vector<T, kCount>*>(to) = vector;
 }
 
-__device__ inline bool is_aligned(const void* pointer, int bytes) {
+BNBX_HD inline bool is_aligned(const void* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
 __device__ inline float group_max(float x) {
   for (int mask = kGroup / 2; mask > 0; mask /= 2) x = fmaxf(x, shuffle_xor(x, mask));
+  return x;
+}
+
+__device__ inline uint32_t group_max(uint32_t x) {
+  for (int mask = kGroup / 2; mask > 0; mask /= 2) x = max(x, shuffle_xor(x, mask));
   return x;
 }
 
