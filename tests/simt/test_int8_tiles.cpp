@@ -1,5 +1,5 @@
-// The int8 products in every tile, of which int8_linear_matmul and its relatives choose by size: the
-// tests of those would need matrices that take the emulator hours to reach the largest.
+// The int8 products in every tile, of which int8_linear_matmul and its relatives choose by size:
+// the tests of those would need matrices that take the emulator hours to reach the largest.
 #include "check.h"
 #include "cuda/int8_dispatch.h"
 #include "cuda/int8_epilogues.h"
