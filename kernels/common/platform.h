@@ -34,7 +34,7 @@ __device__ static inline uint16_t float_to_float16(float x) {
   return bits;
 }
 #if __CUDA_ARCH__ >= 800
-#define BNBX_BFLOAT16_INSTRUCTIONS
+#define BNBX_BFLOAT16_INSTRUCTION
 __device__ static inline uint16_t float_to_bfloat16(float x) {
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));

@@ -51,7 +51,7 @@ BNBX_INLINE void from_float(float x, float* out) { *out = x; }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
 BNBX_INLINE void from_float(float x, bfloat16* out) {
-#if defined(BNBX_BFLOAT16_INSTRUCTIONS)
+#if defined(BNBX_BFLOAT16_INSTRUCTION)
   out->bits = float_to_bfloat16(x);
 #else
   const uint32_t bits = float_bits(x);

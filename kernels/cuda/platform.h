@@ -26,6 +26,7 @@ __device__ inline T shuffle_xor(T value, int mask) {
 }  // namespace bnbx::gpu
 
 #include "cuda/mma_by_shuffles.h"
+#include "cuda/pack_by_bits.h"
 
 namespace bnbx::gpu {
 
@@ -121,6 +122,38 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
 #endif
 }
 
+__device__ inline uint32_t pack(float low, float high, float16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_bits(low, high, type);
+#endif
+}
+
+__device__ inline uint32_t pack(float low, float high, bfloat16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_bits(low, high, type);
+#endif
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, float16) {
+  asm("{\n.reg .b16 first, second;\n"
+      "mov.b32 {first, second}, %2;\ncvt.f32.f16 %0, first;\ncvt.f32.f16 %1, second;\n}"
+      : "=f"(*low), "=f"(*high)
+      : "r"(pair));
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, bfloat16) {
+  *low = bits_float(pair << 16);
+  *high = bits_float(pair & 0xffff0000u);
+}
+
 __device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
 #if __CUDA_ARCH__ >= 610
   return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
@@ -144,12 +177,35 @@ inline void check(cudaError_t error, const char* what) {
     message +=
         ". This build has no code for this GPU: build bnbx with "
         "-DCMAKE_CUDA_ARCHITECTURES=native.";
+  } else if (error == cudaErrorUnsupportedPtxVersion) {
+    message +=
+        ". This GPU is newer than this build, and the driver older: update the driver, or build "
+        "bnbx with -DCMAKE_CUDA_ARCHITECTURES=native.";
   }
   throw std::runtime_error(message);
 }
 
+// More than 4 KB need CUDA 12.1, a driver as new and sm_70: what every user of CUDA 13 has.
+static constexpr int kArgumentBytes = CUDART_VERSION >= 13000 ? 32764 : 4096;
+
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "asking for the current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "asking for the number of multiprocessors");
+  return count;
+}
+
 // Shared memory that a kernel gets without asking for more.
 static constexpr int64_t kPlainShared = 48 << 10;
+
+inline int64_t shared_limit() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "asking for the size of shared memory");
+  return bytes;
+}
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes, Stream stream,

@@ -1,6 +1,12 @@
 # The kernels, which CUDA, HIP and the emulator compile.
 set(kernels
-    operations
+    dequantize_4bit
+    dequantize_blockwise
+    encode_4bit
+    estimate_quantiles
+    gemm_4bit
+    gemm_4bit_grouped
+    gemm_4bit_transposed
     int8_double_quant
     int8_linear
     int8_linear_matmul
@@ -9,8 +15,11 @@ set(kernels
     int8_scaled_mm
     int8_vectorwise_dequant
     int8_vectorwise_quant
-    missing_codes
-    missing_gemm_4bit
-    missing_optimizers)
+    operations
+    optimizer_update_32bit
+    optimizer_update_blockwise
+    quantize_4bit
+    quantize_blockwise
+    scale_search_4bit)
 list(TRANSFORM kernels PREPEND "${CMAKE_CURRENT_LIST_DIR}/")
 list(TRANSFORM kernels APPEND ".cu")

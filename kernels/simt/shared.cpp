@@ -13,6 +13,7 @@ namespace {
 void fill_static(unsigned char) {}
 #else
 // Static shared arrays are thread-local (language.h): the linker puts all of a module together.
+// Nothing else may be thread-local there, which is why the C library must not be linked statically.
 struct Arrays {
   unsigned char* inside;  // an address among them
   unsigned char* begin;

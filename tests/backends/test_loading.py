@@ -16,7 +16,7 @@ from bnbx import backends, codebooks, ops
 REPORT = """
 import json, sys, torch, bnbx
 from bnbx.backends import BACKENDS
-cpu, reference = BACKENDS
+cpu, *_, reference = BACKENDS
 codes, absmax = torch.ops.bnbx.quantize_4bit(torch.full((3,), 2.0), 64, "nf4", torch.uint8)
 report = {"operations": len(cpu.operations), "reason": cpu.reason, **cpu.details}
 print(json.dumps({**report, "codes": codes.flatten().tolist(), "absmax": absmax.tolist()}))
