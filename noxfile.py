@@ -95,8 +95,15 @@ def llamafactory(session: nox.Session) -> None:
 @nox.session
 def asan(session: nox.Session) -> None:
     """Run the tests that reach the kernels with AddressSanitizer and UBSan in them."""
-    build_dir = "build/asan"
-    options = ("BNBX_BUILD_TESTS=ON", "BNBX_SANITIZE=ON")
+    # Operations reach the kernels; tests/functional hands them malformed states.
+    run_sanitized(session, "build/asan", (), OP_TESTS, "tests/functional")
+
+
+def run_sanitized(
+    session: nox.Session, build_dir: str, options: tuple[str, ...], *tests: str, **env: str
+) -> None:
+    """Build with AddressSanitizer and UBSan, run the C++ tests, then these Python tests."""
+    options = ("BNBX_BUILD_TESTS=ON", "BNBX_SANITIZE=ON", *options)
     defines = (f"-Ccmake.define.{option}" for option in options)
     install(session, "test", f"-Cbuild-dir={build_dir}", "-Cinstall.strip=false", *defines)
     # Python itself is not instrumented: the runtime must be loaded first, and the C++ library
@@ -106,13 +113,29 @@ def asan(session: nox.Session) -> None:
         str(session.run(compiler, f"-print-file-name={name}", external=True, silent=True)).strip()
         for name in ("libasan.so", "libstdc++.so")
     ]
-    env = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    env = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1", **env}
     session.run("ctest", "--test-dir", build_dir, "--output-on-failure", env=env)
     env["LD_PRELOAD"] = " ".join(runtimes)
-    # Operations reach the kernels; tests/functional hands them malformed states.
     # What UBSan says of a fault must not be lost in pytest's capture of the file descriptor.
     pytest = ("python", "-m", "pytest", "--capture=sys")
-    session.run(*pytest, OP_TESTS, "tests/functional", *session.posargs, env=env)
+    session.run(*pytest, *tests, *session.posargs, env=env)
+
+
+@nox.session
+def simt(session: nox.Session) -> None:
+    """Run the kernels for GPUs in an emulator on the CPU: C++ tests, operations, sanitizers.
+
+    Every operation runs in each way that the emulator has to run a kernel, then in one of them with
+    the sanitizers.
+    """
+    env = {"BNBX_SIMT": "1"}
+    build_dir = "build/simt"
+    options = ("BNBX_SIMT=ON", "BNBX_BUILD_TESTS=ON")
+    defines = (f"-Ccmake.define.{option}" for option in options)
+    install(session, "test", f"-Cbuild-dir={build_dir}", *defines)
+    session.run("ctest", "--test-dir", build_dir, "--output-on-failure")
+    session.run("pytest", OP_TESTS, *session.posargs, env=env)
+    run_sanitized(session, "build/simt-asan", options[:1], OP_TESTS, *SIMT_SANITIZED, **env)
 
 
 @nox.session

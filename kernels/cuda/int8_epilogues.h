@@ -113,8 +113,8 @@ struct Scale {
     for (int c = 0; c < Tile::kRun; ++c) {
       const int64_t n = smaller(place.lane_column + c, x.N - 1);
       scales[c] = mixed ? unit_of_row(col_stats[n]) : col_stats[n];
-      added[c] = bias_at(bias, n);
     }
+    load_bias(bias, place.lane_column, x.N, added);
 #pragma unroll
     for (int i = 0; i < 2 * Tile::kRowTiles; ++i) {
       const int64_t m = place.lane_row + 8 * i;
@@ -150,14 +150,16 @@ struct Scale {
       for (float& product : products) product = group_sum(product);
     }
     if (threadIdx.x % kGroup != 0) return;
-    const float column = col_stats[n], added = bias_at(bias, n);
+    const float column = col_stats[n];
+    float added[1];
+    load_bias(bias, n, x.N, added);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= x.M) continue;
       const float row = row_stats[r], sum = static_cast<float>(sums[r]);
       const float value = mixed ? (sum * unit_of_row(row) + products[r]) * unit_of_row(column)
                                 : sum * (column * (row * kInt8Scale));
-      from_float(value + added, &out[r * x.N + n]);
+      from_float(value + added[0], &out[r * x.N + n]);
     }
   }
 };

@@ -13,10 +13,8 @@ __global__ void __launch_bounds__(kRowThreads)
   const Strips<kWidth> strips{N};
   for (int64_t n = strips.first_column(); n < N; n += strips.stride()) {
     float scales[kWidth], added[kWidth];
-    for (int i = 0; i < kWidth; ++i) {
-      scales[i] = col_stats[n + i];
-      added[i] = bias_at(bias, n + i);
-    }
+    for (int i = 0; i < kWidth; ++i) scales[i] = col_stats[n + i];
+    load_bias(bias, n, N, added);
     strips.each_row(M, [&](int64_t m) {
       const auto sums = load_vector<int32_t, kWidth>(A + m * N + n);
       const float row = row_stats[m] * kInt8Scale;

@@ -5,6 +5,20 @@
 
 namespace bnbx::gpu {
 
+// use(i) for the bytes of a chunk that are not zero.
+template <class Use>
+__device__ void each_flag(const Chunk& flags, Use&& use) {
+  if ((flags.values[0] | flags.values[1] | flags.values[2] | flags.values[3]) == 0) return;
+#pragma unroll
+  for (int word = 0; word < 4; ++word) {
+    uint32_t bytes = flags.values[word];
+#pragma unroll 1
+    for (int i = 4 * word; bytes != 0; ++i, bytes >>= 8) {
+      if ((bytes & 0xffu) != 0) use(i);
+    }
+  }
+}
+
 // Which columns: those with a flag (extent K), or a list of them (extent its length), or none
 // (extent 0). A (M, K) has their values.
 template <class T>
@@ -25,16 +39,13 @@ struct Outliers {
   __device__ void each_of_lane(Use&& use) const {
     const int lane = static_cast<int>(threadIdx.x % kGroup);
     if (columns != nullptr) {
+#pragma unroll 1
       for (int64_t i = lane; i < extent; i += kGroup) use(columns[i]);
       return;
     }
+#pragma unroll 1
     for (int64_t i = lane * kChunk; i < extent; i += kGroup * kChunk) {
-      const Chunk chunk = flags_at(i);
-      if ((chunk.values[0] | chunk.values[1] | chunk.values[2] | chunk.values[3]) == 0) continue;
-#pragma unroll
-      for (int j = 0; j < kChunk; ++j) {
-        if ((chunk.values[j / 4] >> 8 * (j % 4) & 0xffu) != 0) use(i + j);
-      }
+      each_flag(flags_at(i), [&](int j) { use(i + j); });
     }
   }
 };
@@ -64,11 +75,7 @@ struct OutlierList {
     for (uint32_t word : chunk.values) flagged = dot4(word, 0x01010101u, flagged);
     int count = 0;
     int at = place_of(flagged, &count);
-#pragma unroll
-    for (int j = 0; j < kChunk; ++j) {
-      const bool flag = (chunk.values[j / 4] >> 8 * (j % 4) & 0xffu) != 0;
-      if (flag) columns[at++] = static_cast<int32_t>(own + j);
-    }
+    each_flag(chunk, [&](int i) { columns[at++] = static_cast<int32_t>(own + i); });
     __syncthreads();
     return count;
   }
@@ -157,6 +164,7 @@ struct OutlierPanel<Tile, float> {
 template <class Tile, class T>
 __device__ void fill_panel(const Int8Operands& x, const Place<Tile>& place, const T* A,
                            const int32_t* list, int count, OutlierPanel<Tile, T>* panel) {
+#pragma unroll 2
   for (int i = static_cast<int>(threadIdx.x); i < Tile::kLines * 16; i += Tile::kThreads) {
     const int line = i / 16, column = i % 16;
     T value{};

@@ -64,7 +64,7 @@ struct Product4 {
 
 inline int log2_or_minus_1(int64_t n) {
   int shift = 0;
-  while (n > int64_t{1} << shift) ++shift;
+  while (shift < 62 && n > int64_t{1} << shift) ++shift;  // the largest power in an int64_t
   return n == int64_t{1} << shift ? shift : -1;
 }
 

@@ -2,7 +2,6 @@
 // waits for it; or, in other ways to run, as early as it may.
 #pragma once
 
-#include <cstdint>
 #include <cstring>
 
 #include "simt/emulator.h"
@@ -12,9 +11,8 @@ namespace bnbx::gpu {
 inline void copy_async_16(void* shared, const void* global, const char* file = __builtin_FILE(),
                           int line = __builtin_LINE()) {
   const simt::Place place{"copy_async_16", file, line};
-  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
-    simt::fail(place, "expected addresses that are aligned to 16 bytes");
-  }
+  simt::check_aligned(place, shared);
+  simt::check_aligned(place, global);
   simt::Copies& copies = simt::copies();
   simt::Copy copy{shared, {}, copies.batch};
   memcpy(copy.bytes, global, sizeof(copy.bytes));

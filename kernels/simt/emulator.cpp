@@ -290,4 +290,9 @@ void fail(Place place, const std::string& what) {
   throw std::runtime_error(emulator().position() + to_string(place) + ": " + what);
 }
 
+void check_aligned(Place place, const void* pointer) {
+  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return;
+  fail(place, "expected an address that is aligned to 16 bytes");
+}
+
 }  // namespace bnbx::simt

@@ -12,7 +12,7 @@ namespace bnbx::simt {
 
 inline constexpr int kLanes = 32;  // of a group, as in device.h
 inline constexpr int kMaxThreads = 1024;
-inline constexpr int64_t kMaxDynamicShared = 227 << 10;
+inline constexpr int64_t kMaxDynamicShared = 227 << 10;  // of an H100
 
 // How kernels are run.
 struct Way {
@@ -72,5 +72,6 @@ int lane();
 void* shared_memory();
 Copies& copies();
 [[noreturn]] void fail(Place place, const std::string& what);
+void check_aligned(Place place, const void* pointer);  // to 16 bytes
 
 }  // namespace bnbx::simt

@@ -79,8 +79,10 @@ struct MatrixRow {
 
 inline void load_matrices(uint32_t (&words)[4], const void* row,
                           const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  const simt::Place place{"load_matrices", file, line};
+  simt::check_aligned(place, row);
   MatrixRow own{row, words};
-  simt::meet_group({"load_matrices", file, line}, &own, [](void* const* operands) {
+  simt::meet_group(place, &own, [](void* const* operands) {
     for (int lane = 0; lane < simt::kLanes; ++lane) {
       for (int matrix = 0; matrix < 4; ++matrix) {
         const auto& source = *static_cast<const MatrixRow*>(operands[8 * matrix + lane / 4]);

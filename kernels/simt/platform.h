@@ -32,8 +32,7 @@ void unpack(uint32_t pair, float* low, float* high, T type) {
   unpack_by_bits(pair, low, high, type);
 }
 
-// That of an H100.
-inline int64_t shared_limit() { return 227 << 10; }
+inline int64_t shared_limit() { return simt::kMaxDynamicShared; }
 
 // Bytes that a kernel's arguments may have in all of CUDA's versions.
 static constexpr int kArgumentBytes = 4096;

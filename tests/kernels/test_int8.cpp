@@ -232,6 +232,8 @@ void test_all() {
       }
     }
     test_quant<T>(301, 130, 3.0f);
+    test_quant<T>(1, 130, 3.0f);
+    test_quant<T>(2, 8208, 3.0f);  // longer than what a block of a GPU keeps in registers
     const float infinity = std::numeric_limits<float>::infinity();
     for (int64_t columns : {1, 8, 33, 70}) {
       for (float bad : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {

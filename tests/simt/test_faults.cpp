@@ -156,6 +156,12 @@ __global__ void shuffle_from_nowhere(int* to) { to[threadIdx.x] = shuffle(7, 32)
 
 __global__ void copy_to_odd_address(int* to) { copy_async_16(dynamic_shared<int>() + 1, to); }
 
+__global__ void load_from_odd_address(int* to) {
+  uint32_t words[4];
+  load_matrices(words, dynamic_shared<int>() + 2);
+  to[threadIdx.x] = static_cast<int>(words[0]);
+}
+
 __global__ void copy_without_wait(int* to) {
   copy_async_16(dynamic_shared<int>(), to);
   commit_copies();
@@ -174,6 +180,7 @@ void test_waits_without_end() {
                                             "48 from thread 16 on wait at __syncthreads"}));
   CHECK(fails_with(shuffle_from_nowhere, {"thread", "shuffle (", "from 0 to 31, got 32"}));
   CHECK(fails_with(copy_to_odd_address, {"copy_async_16 (", "aligned to 16 bytes"}));
+  CHECK(fails_with(load_from_odd_address, {"load_matrices (", "aligned to 16 bytes"}));
   CHECK(fails_with(copy_without_wait, {"ended without waiting for its asynchronous copies"}));
 }
 

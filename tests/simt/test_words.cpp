@@ -223,6 +223,34 @@ void test_mma() {
   }
 }
 
+__global__ void load_and_multiply(const uint32_t* from, uint32_t* to, int32_t* sums) {
+  uint32_t* tile = dynamic_shared<uint32_t>();
+  for (int i = 0; i < 4; ++i) tile[4 * threadIdx.x + i] = from[4 * threadIdx.x + i];
+  sync_group();
+  uint32_t words[4];
+  load_matrices(words, tile + 4 * threadIdx.x);
+  for (int i = 0; i < 4; ++i) to[4 * threadIdx.x + i] = words[i];
+  sums[threadIdx.x] = dot4(words[0], words[1], -7);
+}
+
+void test_matrices_and_dot4() {
+  uint32_t from[128], to[128];
+  int32_t sums[32];
+  for (uint32_t& x : from) x = static_cast<uint32_t>(random_below(int64_t{1} << 32));
+  launch(load_and_multiply, 1, 32, sizeof(from), nullptr, &from[0], &to[0], &sums[0]);
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int matrix = 0; matrix < 4; ++matrix) {
+      CHECK(to[4 * lane + matrix] == from[(8 * matrix + lane / 4) * 4 + lane % 4]);
+    }
+    int32_t sum = -7;
+    for (int shift = 0; shift < 32; shift += 8) {
+      sum += static_cast<int8_t>(to[4 * lane] >> shift) *
+             static_cast<int8_t>(to[4 * lane + 1] >> shift);
+    }
+    CHECK(sums[lane] == sum);
+  }
+}
+
 constexpr int kStages = 3;
 
 // Copies through a ring of stages, each of 16 bytes for a thread, and adds one to every number.
@@ -283,6 +311,7 @@ void test_words() {
   test_mma<float, float16>();
   test_mma<float, bfloat16>();
   test_mma<int32_t, int8_t>();
+  test_matrices_and_dot4();
   test_copies();
   test_vectors();
 }
