@@ -122,14 +122,10 @@ __device__ inline void quantize_tile(const T* A, int n, int shift, const Encoder
   }
 }
 
+// Quantizes the tiles of a block of threads.
 template <class T, class Encoder>
-__global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
-    quantize_tiles(const T* A, int64_t n, int shift, typename Encoder::Source source, uint8_t* out,
-                   float* absmax) {
-  __shared__ Encoder encoder;
-  __shared__ uint32_t segments[QuantizeLayout<T>::kSegments];
-  encoder.fill(source);
-  __syncthreads();
+__device__ inline void quantize_share(const T* A, int64_t n, int shift, const Encoder& encoder,
+                                      uint32_t* segments, uint8_t* out, float* absmax) {
   constexpr int kTile = kQuantizeTile<T>;
   const bool aligned = is_aligned(A, 16) && is_aligned(out, kPerVector<T> * Encoder::kBits / 8);
   for (int64_t number = blockIdx.x; number * kTile < n; number += gridDim.x) {
@@ -143,6 +139,17 @@ __global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
       quantize_tile<false>(from, tile.count, shift, encoder, segments, to, scales);
     }
   }
+}
+
+template <class T, class Encoder>
+__global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
+    quantize_tiles(const T* A, int64_t n, int shift, typename Encoder::Source source, uint8_t* out,
+                   float* absmax) {
+  __shared__ Encoder encoder;
+  __shared__ uint32_t segments[QuantizeLayout<T>::kSegments];
+  encoder.fill(source);
+  __syncthreads();
+  quantize_share(A, n, shift, encoder, segments, out, absmax);
 }
 
 // Blocks of threads that go from tile to tile: what fills the device, and no more than there are.
