@@ -107,6 +107,16 @@ def test_strides_do_not_matter():
 
 
 @every_isa
+@pytest.mark.parametrize("blocksize", [64, 4096, 5000])
+def test_slices_that_start_anywhere(blocksize):
+    for dtype in DTYPES:
+        for start in (1, 4):
+            A = values(20_000, dtype)[start:]
+            expected = reference.quantize_blockwise(A, DYNAMIC, blocksize)
+            same(quantize_blockwise(A, DYNAMIC, blocksize), expected)
+
+
+@every_isa
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zero_block(zero):
     A = torch.cat([torch.full((64,), zero), values(64, torch.float32)])
