@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kThreads)
                Values4 values, T* out) {
   __shared__ float table[16];
   const Tile tile = tile_at<kTile<T>>(begin / kTile<T> + blockIdx.x, end);
-  decode_tile<kWhole>(A + tile.first / 2, absmax + (tile.first >> shift), tile.count, shift,
-                      values, table, out + tile.first);
+  decode_tile<kWhole>(A + tile.first / 2, absmax + (tile.first >> shift), tile.count, shift, values,
+                      table, out + tile.first);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Elements and codes of a tile, a few for each thread: by one instruction where all of them are there
-// and aligned, one by one elsewhere.
+// Elements and codes of a tile, a few for each thread: by one instruction where all of them are
+// there and aligned, one by one elsewhere.
 #pragma once
 
 #include <type_traits>

@@ -1,6 +1,5 @@
 // encode_4bit: the nearest of 16 levels at scales that are given, of either sign.
 #include "cuda/encode_4bit.h"
-
 #include "cuda/quantize_tile.h"
 
 namespace bnbx {
@@ -42,8 +41,8 @@ __global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
   __syncthreads();
   for (int64_t number = begin / kTile + blockIdx.x; number * kTile < end; number += gridDim.x) {
     const Tile tile = tile_at<kTile>(number, end);
-    encode_tile<kWhole>(A + tile.first, absmax + (tile.first >> shift),
-                        kWhole ? kTile : tile.count, shift, encoder, out + tile.first / 2);
+    encode_tile<kWhole>(A + tile.first, absmax + (tile.first >> shift), kWhole ? kTile : tile.count,
+                        shift, encoder, out + tile.first / 2);
   }
 }
 

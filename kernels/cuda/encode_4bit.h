@@ -62,7 +62,8 @@ class Encoder4 {
     if (cell >= kCells) return;
     int below = 0;  // boundaries in the cells before this one
     float bound = 2.0f;
-    for (int i = 14; i >= 0; --i) {  // the lowest one wins: fp4's at 0 ends a cell, and parts nothing
+    for (int i = 14; i >= 0;
+         --i) {  // the lowest one wins: fp4's at 0 ends a cell, and parts nothing
       const uint32_t at = cell_of(book.bounds[i]);
       if (at < cell * kEntry) ++below;
       if (at == cell * kEntry) bound = book.bounds[i];

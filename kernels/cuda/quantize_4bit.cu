@@ -6,7 +6,7 @@ namespace bnbx {
 
 void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
                    uint8_t* out, float* absmax, Stream stream) {
-    gpu::with_type(dtype, [&](auto type) {
+  gpu::with_type(dtype, [&](auto type) {
     using T = decltype(type);
     gpu::with_encoder(quant_type, [&](auto* encoder) {
       using Encoder = std::remove_pointer_t<decltype(encoder)>;

@@ -36,8 +36,8 @@ __device__ inline float inverse_magnitude(float magnitude) {
   return 1.0f / (magnitude > kSmallestAbsmax ? magnitude : kSmallestAbsmax);
 }
 
-// The codes that nearest() returns for the values times `inverse`, as they lie in memory: of 4 bits,
-// the first of two is in the high nibble.
+// The codes that nearest() returns for the values times `inverse`, as they lie in memory: of 4
+// bits, the first of two is in the high nibble.
 template <int kBits, int kCount, class Nearest>
 __device__ inline Word<kCount * kBits / 8> encode(const float (&values)[kCount], float inverse,
                                                   Nearest&& nearest) {
