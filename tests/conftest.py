@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from tests.ops.on_device import OnDevice
 
 from bnbx.backends import BACKENDS
 
@@ -24,20 +25,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device",
         action="append",
         metavar="DEVICE",
-        help="torch device that tests with a `device` fixture run on; may be repeated (cpu)",
+        help="torch device that tests of operations run on, and tests with a `device` fixture; "
+        "may be repeated (cpu)",
     )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    devices = metafunc.config.getoption("--device") or ["cpu"]
     if "device" in metafunc.fixturenames:
-        metafunc.parametrize("device", metafunc.config.getoption("--device") or ["cpu"])
+        metafunc.parametrize("device", devices)
+    if "isa" in metafunc.fixturenames:
+        others = [device for device in devices if device != "cpu"]
+        isas = [*(ISAS if "cpu" in devices else ()), *others]
+        metafunc.parametrize("isa", isas, indirect=True)
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test once per instruction set of this machine, with the kernels forced to it."""
     if request.param == "reference":
         yield "reference"
+        return
+    if request.param not in ISAS:  # a device
+        with OnDevice(request.param):
+            yield request.param
         return
     ext = importlib.import_module(f"bnbx._ext._{_CPU.name}")
     chosen = ext.describe()["isa"]

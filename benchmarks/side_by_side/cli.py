@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="shapes of models, and growing sizes")
     parser.add_argument("--only", action="append", metavar="TEXT", help="rows whose name holds it")
     parser.add_argument("--sides", nargs="+", metavar="SIDE", help="bnbx is the best one")
-    parser.add_argument("--rounds", type=int, help="samples of each side; 11, in the sweep 5")
+    parser.add_argument("--rounds", type=int, help="samples of each side; 25, in the sweep 5")
     parser.add_argument("--budget", type=float, help="seconds for each side of a row; 1, or 0.2")
     parser.add_argument(
         "--cpu-time", action="store_true", help="of one thread: for a machine that is busy"
@@ -65,7 +65,7 @@ def slow(result: Result) -> list[str]:
 
 def measure(options: argparse.Namespace) -> report.Report:
     """Time the cases that the command line asks for."""
-    rounds, budget = (5, 0.2) if options.sweep else (11, 1.0)
+    rounds, budget = (5, 0.2) if options.sweep else (25, 1.0)
     settings = Settings(options.rounds or rounds, options.budget or budget, options.cpu_time)
     chosen = cases.sweep() if options.sweep else cases.operations()
     names = [n for n in chosen if not options.only or any(text in n for text in options.only)]

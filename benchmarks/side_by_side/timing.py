@@ -51,7 +51,7 @@ class Settings:
         disturbs less. It is right with one thread only.
     """
 
-    rounds: int = 11
+    rounds: int = 25
     budget: float = 1.0
     cpu_time: bool = False
 

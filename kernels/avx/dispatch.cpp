@@ -136,17 +136,18 @@ void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int6
   kernels().gemm_4bit_transposed({A, dtype, M, N, K, B, scales, quant_type, nullptr, out, 0, 0, K});
 }
 
-void gemm_4bit_grouped(const void* A, DType dtype, const int64_t* ends, int64_t E, int64_t N,
-                       int64_t K, const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                       const void* bias, void* out, Stream) {
-  const cpu::Product4 stack{A, dtype, 0, N, K, B, scales, quant_type, bias, out, 0, 0, N};
+void gemm_4bit_grouped(const void* A, DType dtype, int64_t M, const int64_t* ends, int64_t E,
+                       int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,
+                       QuantType quant_type, const void* bias, void* out, Stream) {
+  const cpu::Product4 stack{A, dtype, M, N, K, B, scales, quant_type, bias, out, 0, 0, N};
   cpu::multiply_grouped(stack, ends, E, false, kernels().gemm_4bit);
 }
 
-void gemm_4bit_grouped_transposed(const void* A, DType dtype, const int64_t* ends, int64_t E,
-                                  int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,
-                                  QuantType quant_type, void* out, Stream) {
-  const cpu::Product4 stack{A, dtype, 0, N, K, B, scales, quant_type, nullptr, out, 0, 0, K};
+void gemm_4bit_grouped_transposed(const void* A, DType dtype, int64_t M, const int64_t* ends,
+                                  int64_t E, int64_t N, int64_t K, const uint8_t* B,
+                                  const BlockScales& scales, QuantType quant_type, void* out,
+                                  Stream) {
+  const cpu::Product4 stack{A, dtype, M, N, K, B, scales, quant_type, nullptr, out, 0, 0, K};
   cpu::multiply_grouped(stack, ends, E, true, kernels().gemm_4bit_transposed);
 }
 

@@ -5,6 +5,8 @@
 // expert's number of rows.
 #pragma once
 
+#include <cstring>
+
 #include "avx/parallel.h"
 #include "avx/product_4bit.h"
 
@@ -21,7 +23,8 @@ static inline int64_t cuts_before(int64_t cost, int64_t cost_of_cut, int64_t cut
 }
 
 // `stack` has the arguments of a product with all of A and the first expert's weight; `ends` the
-// row of A behind the last one of each of the E experts.
+// row of A behind the last one of each of the E experts. The rows behind the last expert's become
+// zeros.
 static inline void multiply_grouped(const Product4& stack, const int64_t* ends, int64_t E,
                                     bool transposed, void (*multiply)(const Product4&)) {
   const int64_t width = transposed ? stack.K : stack.N;
@@ -61,6 +64,9 @@ static inline void multiply_grouped(const Product4& stack, const int64_t* ends, 
       multiply(part);
     }
   });
+  const int64_t end = E == 0 ? 0 : ends[E - 1];
+  const size_t rest = static_cast<size_t>((stack.M - end) * width * itemsize);
+  if (rest > 0) memset(static_cast<uint8_t*>(stack.out) + end * width * itemsize, 0, rest);
 }
 
 }  // namespace bnbx::cpu

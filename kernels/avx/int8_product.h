@@ -103,15 +103,13 @@ static inline void gather_outliers(const T* A, const int8_t* CB, const float* SC
   }
   parallel_for(N, ceil_div(16384, count + 1), [&](int64_t n, int64_t end) {
     for (; n < end; ++n) {
-      const float scale = SCB[n] / 127.0f;
+      const float scale = unit_of_row(SCB[n]);
       for (int64_t i = 0; i < count; ++i) {
         weights[i * N + n] = static_cast<float>(CB[n * K + columns[i]]) * scale;
       }
     }
   });
 }
-
-static constexpr float kInt8Scale = 1.0f / (127.0f * 127.0f);
 
 // Makes floats of a run of sums: times both scales, plus the outliers' product, plus the bias.
 template <class V, class T>

@@ -4,14 +4,9 @@
 #include "avx/parallel.h"
 #include "avx/sweep.h"
 #include "avx/workspace.h"
-#include "common/codebooks.h"
+#include "common/int8.h"
 
 namespace bnbx::cpu {
-
-// Rounded twice, as torch divides a number by a tensor, so that codes equal the reference's.
-static inline float inverse_of_row(float absmax) {
-  return 1.0f / larger(absmax, kSmallestRowAbsmax) * 127.0f;
-}
 
 // Quantizes one row. Values of at least `threshold` (when it is positive) are outliers: they do not
 // count for the scale, and their columns are marked.
@@ -85,7 +80,7 @@ void int8_vectorwise_dequant(const int8_t* A, const float* stats, int64_t rows, 
                              float* out, Stream) {
   parallel_for(rows, ceil_div(16384, columns + 1), [&](int64_t r, int64_t end) {
     for (; r < end; ++r) {
-      const typename V::F32 scale(stats[r] / 127.0f);
+      const typename V::F32 scale(unit_of_row(stats[r]));
       sweep<V>(columns, [&](int64_t c, auto lanes) {
         int8_t staged[V::kWidth] = {};
         memcpy(staged, A + r * columns + c, smaller(V::kWidth, columns - c));

@@ -25,7 +25,7 @@ static constexpr int64_t kAhead = 2 * kOptimizerBlocksize;
 // The parameters of a call in chunks, the unit of work of a thread.
 class Chunks {
  public:
-  static constexpr int64_t kSize = 16 * kOptimizerBlocksize;
+  static constexpr int64_t kSize = kSquaresChunk;
 
   BNBX_MEMBER Chunks(const ParameterUpdate* parameters, int64_t count, int64_t blocksize)
       : parameters_(parameters),
@@ -260,27 +260,30 @@ template <class V, class Rule, class States>
 static void limit_updates(const Rule* rules, const ParameterUpdate* parameters, int64_t count,
                           const States& stored, const Hyperparameters& hyperparameters,
                           const Chunks& chunks, float* scales) {
-  struct Squares {
-    double p, directions;
+  const auto sums_of = [&](int64_t chunk, int64_t i) {
+    return parameters[i].workspace + kFirstSquares + 2 * (chunk - chunks.first(i));
   };
-  const auto sums = allocate<Squares>(chunks.first(count));
-  for (int64_t c = 0; c < chunks.first(count); ++c) sums[c] = {0.0, 0.0};
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t c = chunks.first(i); c < chunks.first(i + 1); ++c) {
+      sums_of(c, i)[0] = sums_of(c, i)[1] = 0.0;
+    }
+  }
   chunks.for_each_block([&](int64_t chunk, int64_t i, int64_t start, int64_t n) {
     Buffers buffers;
     alignas(64) float directions[kOptimizerBlocksize];
     const Block block = open_block<V, States>(parameters[i], Rule::kStates, start, n, buffers);
     directions_of_block<V>(rules[i], hyperparameters, stored.decoder(), n, block, directions);
-    sums[chunk].p += sum_of_squares<V>(block.p, n);
-    sums[chunk].directions += sum_of_squares<V>(directions, n);
+    sums_of(chunk, i)[0] += sum_of_squares<V>(block.p, n);
+    sums_of(chunk, i)[1] += sum_of_squares<V>(directions, n);
   });
   for (int64_t i = 0; i < count; ++i) {
-    Squares total{0.0, 0.0};
+    double p = 0.0, updates = 0.0;
     for (int64_t c = chunks.first(i); c < chunks.first(i + 1); ++c) {
-      total.p += sums[c].p;
-      total.directions += sums[c].directions;
+      p += sums_of(c, i)[0];
+      updates += sums_of(c, i)[1];
     }
-    const double limit = hyperparameters.max_unorm * std::sqrt(total.p);
-    const double norm = std::sqrt(total.directions) * static_cast<double>(rules[i].unit);
+    const double limit = hyperparameters.max_unorm * std::sqrt(p);
+    const double norm = std::sqrt(updates) * static_cast<double>(rules[i].unit);
     *parameters[i].unorm = as_float(norm);
     scales[i] = limit > 0.0 && norm > limit ? as_float(limit / norm) : 1.0f;
   }
@@ -292,8 +295,12 @@ static void optimizer_update_by(const ParameterUpdate* parameters, int64_t count
   const auto rules = allocate<Rule>(count);
   const auto scales = allocate<float>(count);
   for (int64_t i = 0; i < count; ++i) {
-    const bool again = i > 0 && parameters[i].step == parameters[i - 1].step;
-    rules[i] = again ? rules[i - 1] : Rule(hyperparameters, parameters[i].step);
+    const double* live = parameters[i].live;
+    const bool again = i > 0 && live == nullptr && parameters[i].step == parameters[i - 1].step;
+    const auto& h = hyperparameters;
+    rules[i] = again             ? rules[i - 1]
+               : live != nullptr ? live_rule<Rule>(h, live)
+                                 : Rule(h, parameters[i].step);
     scales[i] = 1.0f;
   }
   const Chunks chunks(parameters, count, States::kBlocksize);

@@ -16,6 +16,29 @@ struct Hyperparameters {
   double max_unorm;    // the largest norm of an update, as a share of the parameter's; 0: any
 };
 
+// The numbers of ParameterUpdate::live.
+static constexpr int kLiveNumbers = 4;
+
+// The constants of a rule from the hyperparameters and those numbers.
+template <class Rule>
+BNBX_INLINE Rule live_rule(Hyperparameters h, const double* live) {
+  h.lr = live[1];
+  h.beta3 = live[2];
+  h.alpha = live[3];
+  return Rule(h, static_cast<int64_t>(live[0]));
+}
+
+// The workspace of an update of one parameter: the factor that max_unorm leaves to its update, room
+// for the constants of a rule, and the sums of the squares of each chunk of the parameter and of
+// the update's direction.
+static constexpr int64_t kSquaresChunk = 4096;  // elements
+static constexpr int64_t kRuleNumbers = 8;
+static constexpr int64_t kFirstSquares = 1 + kRuleNumbers;
+
+BNBX_INLINE int64_t update_workspace(int64_t numel) {
+  return kFirstSquares + 2 * ((numel + kSquaresChunk - 1) / kSquaresChunk);
+}
+
 BNBX_INLINE float sqrt(float x) { return ::sqrtf(x); }
 BNBX_INLINE float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
 BNBX_INLINE float as_float(double x) { return static_cast<float>(x); }
@@ -33,7 +56,9 @@ struct Rule {
   float unit;  // direction * unit is the update, without lr, whose norm max_unorm limits
 
   // Decoupled weight decay: it acts on the parameter.
-  static float decoupled(const Hyperparameters& h) { return as_float(1.0 - h.lr * h.weight_decay); }
+  BNBX_HD static float decoupled(const Hyperparameters& h) {
+    return as_float(1.0 - h.lr * h.weight_decay);
+  }
 };
 
 // Loshchilov & Hutter 2019, algorithm 2: the decay acts on the parameter, for Adam as for AdamW.
@@ -43,7 +68,7 @@ struct Adam : Rule {
   float sqrt_bias2_inverse;  // 1 / sqrt(1 - beta2^step)
   float eps;
 
-  Adam(const Hyperparameters& h, int64_t step)
+  BNBX_HD Adam(const Hyperparameters& h, int64_t step)
       : Rule{decoupled(h), as_float(h.lr / bias_correction(h.beta1, step)),
              as_float(1.0 / bias_correction(h.beta1, step))},
         beta1(as_float(h.beta1)),
@@ -73,7 +98,7 @@ struct Momentum : Rule {
   float momentum;
   float weight_decay;
 
-  Momentum(const Hyperparameters& h, int64_t step)
+  BNBX_HD Momentum(const Hyperparameters& h, int64_t step)
       : Rule{1.0f, as_float(h.lr), 1.0f},
         kept(step == 1 ? 0.0f : as_float(h.beta1)),
         added(step == 1 ? 1.0f : as_float(1.0 - h.beta2)),
@@ -96,7 +121,7 @@ struct RMSprop : Rule {
   static constexpr int kStates = 1;
   float beta, one_minus_beta, eps, weight_decay;
 
-  RMSprop(const Hyperparameters& h, int64_t)
+  BNBX_HD RMSprop(const Hyperparameters& h, int64_t)
       : Rule{1.0f, as_float(h.lr), 1.0f},
         beta(as_float(h.beta1)),
         one_minus_beta(as_float(1.0 - h.beta1)),
@@ -117,7 +142,7 @@ struct Adagrad : Rule {
   static constexpr int kStates = 1;
   float eps, weight_decay;
 
-  Adagrad(const Hyperparameters& h, int64_t)
+  BNBX_HD Adagrad(const Hyperparameters& h, int64_t)
       : Rule{1.0f, as_float(h.lr), 1.0f},
         eps(as_float(h.eps)),
         weight_decay(as_float(h.weight_decay)) {}
@@ -136,7 +161,7 @@ struct Lion : Rule {
   static constexpr int kStates = 1;
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
 
-  Lion(const Hyperparameters& h, int64_t)
+  BNBX_HD Lion(const Hyperparameters& h, int64_t)
       : Rule{decoupled(h), as_float(h.lr), 1.0f},
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),
@@ -160,7 +185,7 @@ struct AdEMAMix : Rule {
   float bias1_inverse, sqrt_bias2_inverse;  // 1 / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
   float alpha, eps;
 
-  AdEMAMix(const Hyperparameters& h, int64_t step)
+  BNBX_HD AdEMAMix(const Hyperparameters& h, int64_t step)
       : Rule{decoupled(h), as_float(h.lr), 1.0f},
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),

@@ -28,7 +28,9 @@ namespace bnbx::gpu {
 //     Lanes that work together.
 // template <class T> T shuffle(T value, int lane);
 // template <class T> T shuffle_xor(T value, int mask);
-//     The value of another lane of the group. T has 4 or 8 bytes. All lanes of a group must call.
+//     The value of another lane of the group. T has 4 or 8 bytes. As in all that a group does
+//     together, all 32 lanes must call, at one line of the source: no lane may have ended, and a
+//     block in which groups do something together has a multiple of 32 threads.
 // bool any(bool x);
 //     Whether x is true in a lane of the group.
 // void sync_group();
@@ -40,17 +42,31 @@ namespace bnbx::gpu {
 // template <int kPending> void wait_for_copies();
 //     16 bytes from global to shared memory, both aligned to 16 bytes, by hardware that works on
 //     its own. Copies since the last commit make a batch; waiting lets kPending batches be under
-//     way. Another thread sees the bytes after a __syncthreads() that follows the wait.
+//     way. Another thread sees the bytes after a __syncthreads() that follows the wait. A thread
+//     does not end before it has waited for all its copies.
 // void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float16);
 // void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bfloat16);
 //     d (16 x 8) += a (16 x 16) b (16 x 8), the elements dealt to the lanes of a group as those of
-//     mma.sync.m16n8k16: lane l has, in d, rows l / 4 and l / 4 + 8 and columns l % 4 * 2 and the
-//     next; in a, these rows, columns l % 4 * 2 and the next of both halves; in b, column l / 4 and
-//     rows l % 4 * 2 and the next of both halves.
+//     mma.sync.m16n8k16. With r = l / 4 and c = l % 4 * 2, lane l has
+//     d: (r, c), (r, c + 1), (r + 8, c), (r + 8, c + 1);
+//     a: (r, c), (r + 8, c), (r, c + 8), (r + 8, c + 8), each with the next column above it;
+//     b: (c, r), (c + 8, r), each with the next row above it, in the upper 16 bits.
 // void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
-//     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them.
+//     d (16 x 8) += a (16 x 32) b (32 x 8) of int8, as mma.sync.m16n8k32 deals them: the same with
+//     four elements to a register, c = l % 4 * 4 in a and b, and halves of 16.
+// void load_matrices(uint32_t (&words)[4], const void* row);
+//     Four matrices of 8 rows of 16 bytes, from shared memory, as mma takes its a and b: each lane
+//     names a row, lane l row l % 8 of matrix l / 8, and gets of each matrix the 4 bytes at l % 4 *
+//     4 of row l / 4.
+// uint32_t pack(float low, float high, float16);
+// uint32_t pack(float low, float high, bfloat16);
+// void unpack(uint32_t pair, float* low, float* high, float16);
+// void unpack(uint32_t pair, float* low, float* high, bfloat16);
+//     Two elements in a register, rounded as from_float() rounds, and back.
 // int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
 //     sum plus the products of the four int8 in a with those in b.
+// int64_t shared_limit();
+//     The most bytes of shared memory that a launch on the current device may ask for.
 // template <class... P, class... A>
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);

@@ -1,4 +1,4 @@
-// mma (see device.h) where the hardware has no such instruction for these elements.
+// mma and load_matrices (see device.h) where the hardware has no such instruction.
 #pragma once
 
 #include "common/types.h"
@@ -36,6 +36,15 @@ __device__ inline void mma_by_shuffles(Sum (&d)[4], const uint32_t (&a)[4], cons
       add_products(lower, left, &d[2], type);
       add_products(lower, right, &d[3], type);
     }
+  }
+}
+
+__device__ inline void load_matrices_by_shuffles(uint32_t (&words)[4], const void* row) {
+  const int lane = static_cast<int>(threadIdx.x % kGroup);
+  const auto own = reinterpret_cast<uint64_t>(row);
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    const uint64_t from = shuffle(own, 8 * matrix + lane / 4);
+    words[matrix] = reinterpret_cast<const uint32_t*>(from)[lane % 4];
   }
 }
 

@@ -26,6 +26,7 @@ __device__ inline T shuffle_xor(T value, int mask) {
 }  // namespace bnbx::gpu
 
 #include "cuda/mma_by_shuffles.h"
+#include "cuda/pack_by_bits.h"
 
 namespace bnbx::gpu {
 
@@ -97,9 +98,60 @@ __device__ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32
       "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
       : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif __CUDA_ARCH__ >= 750
+  for (int i = 0; i < 4; ++i) {  // a quarter of a: upper or lower rows, left or right half
+    const int lower = i % 2 * 2;
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"
+        : "+r"(d[lower]), "+r"(d[lower + 1])
+        : "r"(a[i]), "r"(b[i / 2]));
+  }
 #else
   mma_by_shuffles(d, a, b, int8_t{});
 #endif
+}
+
+__device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
+#if __CUDA_ARCH__ >= 750
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(from)
+               : "memory");
+#else
+  load_matrices_by_shuffles(words, row);
+#endif
+}
+
+__device__ inline uint32_t pack(float low, float high, float16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_bits(low, high, type);
+#endif
+}
+
+__device__ inline uint32_t pack(float low, float high, bfloat16 type) {
+#if __CUDA_ARCH__ >= 800
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return pack_by_bits(low, high, type);
+#endif
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, float16) {
+  asm("{\n.reg .b16 first, second;\n"
+      "mov.b32 {first, second}, %2;\ncvt.f32.f16 %0, first;\ncvt.f32.f16 %1, second;\n}"
+      : "=f"(*low), "=f"(*high)
+      : "r"(pair));
+}
+
+__device__ inline void unpack(uint32_t pair, float* low, float* high, bfloat16) {
+  *low = bits_float(pair << 16);
+  *high = bits_float(pair & 0xffff0000u);
 }
 
 __device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
@@ -125,6 +177,10 @@ inline void check(cudaError_t error, const char* what) {
     message +=
         ". This build has no code for this GPU: build bnbx with "
         "-DCMAKE_CUDA_ARCHITECTURES=native.";
+  } else if (error == cudaErrorUnsupportedPtxVersion) {
+    message +=
+        ". This GPU is newer than this build, and the driver older: update the driver, or build "
+        "bnbx with -DCMAKE_CUDA_ARCHITECTURES=native.";
   }
   throw std::runtime_error(message);
 }
@@ -142,6 +198,14 @@ inline int multiprocessors() {
 
 // Shared memory that a kernel gets without asking for more.
 static constexpr int64_t kPlainShared = 48 << 10;
+
+inline int64_t shared_limit() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "asking for the size of shared memory");
+  return bytes;
+}
 
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes, Stream stream,

@@ -18,8 +18,8 @@ void select_isa(const std::string& name) {
   for (const simt::Way& way : simt::ways()) {
     if (name == way.name) return simt::use(way);
   }
-  throw std::invalid_argument("isa: expected a way of the emulator, as available_isas() lists, got '" +
-                              name + "'");
+  throw std::invalid_argument(
+      "isa: expected a way of the emulator, as available_isas() lists, got '" + name + "'");
 }
 
 }  // namespace bnbx

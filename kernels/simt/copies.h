@@ -1,5 +1,5 @@
-// Asynchronous copies (see device.h). What they bring appears as late as it may, when a thread waits
-// for it; or, in other ways to run, as early as it may.
+// Asynchronous copies (see device.h). What they bring appears as late as it may, when a thread
+// waits for it; or, in other ways to run, as early as it may.
 #pragma once
 
 #include <cstdint>

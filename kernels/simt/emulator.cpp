@@ -10,12 +10,7 @@
 #include "simt/fiber.h"
 #include "simt/language.h"
 #include "simt/schedule.h"
-
-// The shared arrays of all kernels, as the linker has put them together; absent if there are none.
-extern "C" {
-[[gnu::weak, gnu::visibility("hidden")]] extern unsigned char __start_bnbx_shared[];
-[[gnu::weak, gnu::visibility("hidden")]] extern unsigned char __stop_bnbx_shared[];
-}
+#include "simt/shared.h"
 
 namespace bnbx::simt {
 namespace {
@@ -53,7 +48,7 @@ class Emulator {
 
   Thread& thread() { return threads_[current_]; }
   int lane() const { return current_ % kLanes; }
-  unsigned char* shared() { return shared_; }
+  SharedMemory& shared() { return *shared_; }
 
  private:
   static void work();
@@ -72,7 +67,7 @@ class Emulator {
   int at_barrier_ = 0;
   int met_[kMaxThreads / kLanes] = {};  // lanes of each group that wait for the others
   Schedule schedule_;
-  unsigned char* shared_ = nullptr;
+  SharedMemory* shared_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   std::exception_ptr failure_;
   bool cancelled_ = false;
@@ -84,12 +79,6 @@ class Emulator {
 Emulator& emulator() {
   static Emulator only;
   return only;
-}
-
-// Not through memset, which AddressSanitizer checks: between the arrays lie its gaps.
-__attribute__((no_sanitize("address"))) void fill(unsigned char* from, const unsigned char* to,
-                                                  unsigned char value) {
-  for (volatile unsigned char* at = from; at != to; ++at) *at = value;
 }
 
 void check_launch(Shape blocks, int threads, int64_t shared_bytes) {
@@ -108,10 +97,8 @@ void check_launch(Shape blocks, int threads, int64_t shared_bytes) {
 void Emulator::run(Shape blocks, int count, int64_t shared_bytes,
                    const std::function<void()>& body) {
   check_launch(blocks, count, shared_bytes);
-  // Of exactly this size, so that AddressSanitizer knows its end; new[] aligns to 16 bytes.
-  const std::unique_ptr<unsigned char[]> dynamic(new unsigned char[shared_bytes]);
-  shared_ = dynamic.get();
-  fill(__start_bnbx_shared, __stop_bnbx_shared, way().garbage);
+  SharedMemory memory(shared_bytes, way().garbage);
+  shared_ = &memory;
   body_ = &body;
   count_ = count;
   blockDim = {static_cast<uint32_t>(count), 1, 1};
@@ -122,7 +109,7 @@ void Emulator::run(Shape blocks, int count, int64_t shared_bytes,
     blockIdx = {static_cast<uint32_t>(block % blocks.x),
                 static_cast<uint32_t>(block / blocks.x % blocks.y),
                 static_cast<uint32_t>(block / in_plane)};
-    fill(shared_, shared_ + shared_bytes, way().garbage);
+    memory.renew();
     run_block();
   }
 }
@@ -168,7 +155,8 @@ Fiber& Emulator::fiber_of(int thread) {
     }
     fiber = idle_.back();
     idle_.pop_back();
-    threads_[thread].copies = {};
+    threads_[thread].copies.pending.clear();
+    threads_[thread].copies.batch = 0;
   }
   return *fiber;
 }
@@ -241,8 +229,8 @@ std::string Emulator::position() const {
 
 // Who waits where, when no thread can run.
 std::string Emulator::deadlock() const {
-  std::string report = "block " + to_string(blockIdx) + " of " + std::to_string(count_) +
-                       " threads: none can go on";
+  std::string report =
+      "block " + to_string(blockIdx) + " of " + std::to_string(count_) + " threads: none can go on";
   std::vector<bool> told(count_);
   for (int first = 0; first < count_; ++first) {
     if (told[first]) continue;
@@ -294,7 +282,7 @@ void meet_group(Place place, void* operands, Together together) {
 
 int lane() { return emulator().lane(); }
 
-void* shared_memory() { return emulator().shared(); }
+void* shared_memory() { return emulator().shared().dynamic(); }
 
 Copies& copies() { return emulator().thread().copies; }
 

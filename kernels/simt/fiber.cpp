@@ -6,13 +6,7 @@
 #include <cstdint>
 #include <new>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define BNBX_ASAN
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define BNBX_ASAN
-#endif
-#endif
+#include "simt/asan.h"
 #ifdef BNBX_ASAN
 #include <sanitizer/common_interface_defs.h>
 #endif

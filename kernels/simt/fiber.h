@@ -22,7 +22,7 @@ class Fiber {
   static void begin();
 
   void (*work_)() = nullptr;
-  void* mapping_ = nullptr;      // a guard page, then the stack
+  void* mapping_ = nullptr;        // a guard page, then the stack
   void* stack_pointer_ = nullptr;  // while it is left
   // What AddressSanitizer wants to know of a stack.
   const void* bottom_ = nullptr;

@@ -40,8 +40,7 @@ T shuffle(T value, int lane, const char* file = __builtin_FILE(), int line = __b
 }
 
 template <class T>
-T shuffle_xor(T value, int mask, const char* file = __builtin_FILE(),
-              int line = __builtin_LINE()) {
+T shuffle_xor(T value, int mask, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   return shuffle_from({"shuffle_xor", file, line}, value, simt::lane() ^ mask);
 }
 

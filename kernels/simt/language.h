@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "simt/asan.h"
 #include "simt/emulator.h"
 
 // Internal linkage, so that AddressSanitizer guards the shared arrays in a kernel: it leaves alone
@@ -15,8 +16,12 @@
 #define __host__
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
-// One block runs at a time. The section is where the emulator finds them.
-#define __shared__ static __attribute__((section("bnbx_shared")))
+// One block runs at a time.
+#ifdef BNBX_ASAN
+#define __shared__ static
+#else
+#define __shared__ static thread_local  // so that shared.cpp finds them and can fill them
+#endif
 
 struct dim3 {
   uint32_t x = 1, y = 1, z = 1;

@@ -72,4 +72,30 @@ inline void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
   mma_of({"mma", file, line}, d, a, b, int8_t{});
 }
 
+struct MatrixRow {
+  const void* row;
+  uint32_t* words;
+};
+
+inline void load_matrices(uint32_t (&words)[4], const void* row,
+                          const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  MatrixRow own{row, words};
+  simt::meet_group({"load_matrices", file, line}, &own, [](void* const* operands) {
+    for (int lane = 0; lane < simt::kLanes; ++lane) {
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        const auto& source = *static_cast<const MatrixRow*>(operands[8 * matrix + lane / 4]);
+        static_cast<const MatrixRow*>(operands[lane])->words[matrix] =
+            static_cast<const uint32_t*>(source.row)[lane % 4];
+      }
+    }
+  });
+}
+
+inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
+  for (int i = 0; i < 4; ++i) {
+    sum = multiply_add(element(a >> 8 * i, int8_t{}), element(b >> 8 * i, int8_t{}), sum);
+  }
+  return sum;
+}
+
 }  // namespace bnbx::gpu

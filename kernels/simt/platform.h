@@ -3,6 +3,7 @@
 
 #include <type_traits>
 
+#include "cuda/pack_by_bits.h"
 #include "simt/copies.h"
 #include "simt/emulator.h"
 #include "simt/group.h"
@@ -20,6 +21,19 @@ T* dynamic_shared() {
   static_assert(alignof(T) <= 16);
   return static_cast<T*>(simt::shared_memory());
 }
+
+template <class T>
+uint32_t pack(float low, float high, T type) {
+  return pack_by_bits(low, high, type);
+}
+
+template <class T>
+void unpack(uint32_t pair, float* low, float* high, T type) {
+  unpack_by_bits(pair, low, high, type);
+}
+
+// That of an H100.
+inline int64_t shared_limit() { return 227 << 10; }
 
 // Bytes that a kernel's arguments may have in all of CUDA's versions.
 static constexpr int kArgumentBytes = 4096;

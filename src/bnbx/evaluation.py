@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bnbx.checkpoint.optional import need
 from bnbx.checkpoint.source import CONFIG, Checkpoint
+from bnbx.checkpoint.text import load_tokenizer, read_tokens
 from bnbx.ops import FLOAT_DTYPES, error
 from bnbx.progress import Progress
 
@@ -178,17 +179,12 @@ def evaluate(
     folder, text = Path(model), Path(text)
     if not (folder / CONFIG).is_file():
         raise error("model", f"a directory with {CONFIG}", f"{folder}")
-    if not text.is_file():
-        raise error("text", "a file", f"{text}")
     with Checkpoint(folder) as checkpoint:
         is_quantized = bool(checkpoint.quantized_by())
     if is_quantized:
         # transformers looks for bitsandbytes: it finds bnbx.
         importlib.import_module("bnbx.compat.bitsandbytes")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False
-    )
-    tokens = _tokens(tokenizer, text, limit_tokens)
+    tokens = read_tokens(load_tokenizer(folder, what), text, limit_tokens)
     network = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype or "auto",
@@ -201,14 +197,3 @@ def evaluate(
         raise error("window", f"at most {longest}, what the model is made for", window)
     device = next(network.parameters()).device
     return perplexity(network, tokens.to(device), window=window, stride=stride, progress=progress)
-
-
-def _tokens(tokenizer: Any, text: Path, limit: int | None) -> Tensor:
-    try:
-        content = text.read_text(encoding="utf-8")
-    except UnicodeDecodeError as failure:
-        raise error("text", "UTF-8", f"{text}: {failure}") from failure
-    tokens = tokenizer(content, add_special_tokens=False, verbose=False).input_ids[:limit]
-    if len(tokens) < 2:
-        raise error("text", "at least 2 tokens", len(tokens))
-    return torch.tensor(tokens)

@@ -16,7 +16,7 @@ from bnbx import backends, codebooks, ops
 REPORT = """
 import json, sys, torch, bnbx
 from bnbx.backends import BACKENDS
-cpu, reference = BACKENDS
+cpu, *_, reference = BACKENDS
 codes, absmax = torch.ops.bnbx.quantize_4bit(torch.full((3,), 2.0), 64, "nf4", torch.uint8)
 report = {"operations": len(cpu.operations), "reason": cpu.reason, **cpu.details}
 print(json.dumps({**report, "codes": codes.flatten().tolist(), "absmax": absmax.tolist()}))
@@ -96,13 +96,13 @@ def test_the_best_instruction_set_is_chosen():
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ["scalar", "avx2"])
-def test_an_instruction_set_can_be_forced(isa):
+@pytest.mark.parametrize("forced", ["scalar", "avx2"])
+def test_an_instruction_set_can_be_forced(forced):
     available = next(b for b in backends.BACKENDS if b.name == "cpu").details["available_isas"]
-    if isa not in available:
-        pytest.skip(f"this machine has no {isa}")
-    report, warned = python(REPORT, BNBX_FORCE_ISA=isa)
-    assert report["isa"] == isa
+    if forced not in available:
+        pytest.skip(f"this machine has no {forced}")
+    report, warned = python(REPORT, BNBX_FORCE_ISA=forced)
+    assert report["isa"] == forced
     assert report["available_isas"] == available
     assert not warned
     check_result(report)

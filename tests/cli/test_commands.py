@@ -80,6 +80,44 @@ def test_quantize_int8(capsys, tmp_path, model_path):
     assert config["llm_int8_threshold"] == 4.0
 
 
+def errors(capsys, path, model_path):
+    """Return the relative errors of a quantized checkpoint by weight."""
+    report = json.loads(run(capsys, "inspect", path, "--reference", model_path, "--json"))
+    return {weight["name"]: weight["relative_error"] for weight in report["weights"]}
+
+
+def test_quantize_with_searched_scales(capsys, tmp_path, model_path):
+    run(capsys, "quantize", model_path, tmp_path / "plain")
+    run(capsys, "quantize", model_path, tmp_path / "searched", "--scale-search")
+    plain = errors(capsys, tmp_path / "plain", model_path)
+    searched = errors(capsys, tmp_path / "searched", model_path)
+    assert all(searched[name] < 0.95 * plain[name] for name in plain)
+    report = json.loads(run(capsys, "inspect", model_path, "--scale-search", "--json"))
+    assert {w["name"]: w["relative_error"] for w in report["weights"]} == searched
+
+
+@pytest.mark.parametrize("method", ["imatrix", "gptq"])
+def test_quantize_with_a_text(capsys, tmp_path, model_path, text_path, method):
+    given = ("--calibrate", text_path, "--calibration-tokens", "200", "--double-quant")
+    run(capsys, "quantize", model_path, tmp_path / "a", *given, "--calibration-method", method)
+    tokens = torch.tensor([int(word[1:]) for word in text_path.read_text().split()])
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_path, dtype="auto").eval()
+    batches = [{"input_ids": window.unsqueeze(0)} for window in tokens.split(128)]
+    bnbx.quantize_(
+        model, skip="lm_head", calibration=batches, calibration_method=method, progress=False
+    )
+    found = load_file(tmp_path / "a" / "model.safetensors")
+    expected = model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_quantize_refuses_a_text_that_is_too_short(capsys, tmp_path, model_path, text_path):
+    given = ("--calibrate", text_path)
+    err = run(capsys, "quantize", model_path, tmp_path / "a", *given, status=REFUSED)
+    assert "calibration_tokens: expected at most 200, got 16384. Take a longer text" in err
+    assert not (tmp_path / "a").exists()
+
+
 def test_quantize_says_what_it_refuses(capsys, tmp_path, model_path):
     err = run(capsys, "quantize", model_path, model_path, status=REFUSED)
     assert err.startswith("bnbx quantize: dst: expected a path where there is nothing, got ")

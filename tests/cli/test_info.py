@@ -33,7 +33,7 @@ def check(report):
     assert report["python"] == sys.version.split()[0]
     assert set(report["operations"]) == set(CONTRACTS)
     names = [backend["name"] for backend in report["backends"]]
-    assert names == ["cpu", "reference"]
+    assert (names[0], names[-1]) == ("cpu", "reference")
     for backends in report["operations"].values():
         assert backends[-1] == "reference"
         assert set(backends) <= set(names)

@@ -159,9 +159,9 @@ void test_grouped(const std::vector<int64_t>& rows, int64_t N, int64_t K, QuantT
   std::vector<T> out(M * N), alone(M * N), transposed(M * K), transposed_alone(M * K);
   std::vector<int64_t> ends(rows.size());
   std::partial_sum(rows.begin(), rows.end(), ends.begin());
-  gemm_4bit_grouped(A.data(), dtype_of<T>(), ends.data(), E, N, K, stack.packed.data(),
+  gemm_4bit_grouped(A.data(), dtype_of<T>(), M, ends.data(), E, N, K, stack.packed.data(),
                     stack.scales, quant_type, bias.data(), out.data(), nullptr);
-  gemm_4bit_grouped_transposed(A_transposed.data(), dtype_of<T>(), ends.data(), E, N, K,
+  gemm_4bit_grouped_transposed(A_transposed.data(), dtype_of<T>(), M, ends.data(), E, N, K,
                                stack.packed.data(), stack.scales, quant_type, transposed.data(),
                                nullptr);
   for (int64_t e = 0; e < E; ++e) {

@@ -116,6 +116,7 @@ struct Parameter {
   std::vector<P> p;
   std::vector<float> m, v, absmax1, absmax2;  // m and what codes it: twice, one after the other
   std::vector<uint8_t> codes1, codes2;
+  std::vector<double> workspace;
   float unorm = 0.0f;
   int64_t step;
 
@@ -128,6 +129,7 @@ struct Parameter {
         absmax2(random_positive(blocks_of(n, kOptimizerBlocksize))),
         codes1(random_bytes<uint8_t>(2 * n)),
         codes2(random_bytes<uint8_t>(n)),
+        workspace(update_workspace(n)),
         step(at_step) {
     for (int64_t i = 0; i < n; i += 5) g[i] = rounded<G>(0.0f);
   }
@@ -143,6 +145,7 @@ struct Parameter {
     u.absmax1 = wide ? nullptr : absmax1.data();
     u.absmax2 = wide ? nullptr : absmax2.data();
     u.unorm = &unorm;
+    u.workspace = workspace.data();
     u.numel = static_cast<int64_t>(p.size());
     u.step = step;
     return u;

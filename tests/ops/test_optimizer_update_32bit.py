@@ -201,6 +201,25 @@ def test_strides_of_a_gradient_do_not_matter(name):
         same(other[argument], call[argument])
 
 
+def moved_by_one(tensor):
+    """Return a copy whose memory begins one element after that of its storage."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+@every_isa
+@every_rule
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("moved", ["g", "p", "state1", "state2"])
+def test_memory_may_begin_at_any_element(moved, dtype, name):
+    call = update_32bit(((700,), (1030,)), dtype, name)
+    other = copy.deepcopy(call)
+    other[moved] = [moved_by_one(tensor) for tensor in other[moved]]
+    run_32bit(**call)
+    run_32bit(**other)
+    for argument in WRITTEN:
+        same(other[argument], call[argument])
+
+
 @every_isa
 @every_rule
 def test_no_parameters(name):

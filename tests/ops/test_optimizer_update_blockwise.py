@@ -206,6 +206,26 @@ def test_strides_of_a_gradient_do_not_matter(name, bits):
         same(other[argument], call[argument])
 
 
+def moved_by_one(tensor):
+    """Return a copy whose memory begins one element after that of its storage."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+@every_isa
+@both_bits
+@every_rule
+@pytest.mark.parametrize("moved", [(name,) for name in LISTS] + [LISTS], ids=str)
+def test_memory_may_begin_at_any_element(moved, name, bits):
+    call = update_blockwise(bits, ((700,), (1030,)), torch.bfloat16, name)
+    other = copy.deepcopy(call)
+    for argument in moved:
+        other[argument] = [moved_by_one(tensor) for tensor in other[argument]]
+    update(**call)
+    update(**other)
+    for argument in WRITTEN:
+        same(other[argument], call[argument])
+
+
 @every_isa
 @both_bits
 @every_rule

@@ -67,6 +67,12 @@ struct ParameterUpdate {
   // Round p up or down at random, as `seed`, the step and the element's number have it.
   bool stochastic = false;
   int64_t seed = 0;
+  // Or null: kLiveNumbers numbers in the backend's memory, that go before `step` and the fields of
+  // the hyperparameters with these names: step, lr, beta3, alpha. They are read when the update
+  // runs, so that a captured graph goes on with what stands there then.
+  const double* live = nullptr;
+  // Where unorm or live is not null: update_workspace(numel) numbers, which need not be set.
+  double* workspace = nullptr;
 };
 
 // 4-bit: codes are packed two to a byte, the first in the high nibble.
@@ -93,15 +99,17 @@ void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int6
                           const uint8_t* B, const BlockScales& scales, QuantType quant_type,
                           void* out, Stream stream);
 
-// The same for E weights in one, B (E, N, K): expert e has the rows of A, and of out, from
-// ends[e - 1] (0 for the first) to before ends[e]. Rows behind the last expert's are not touched.
-// `bias` is (E, N) or null.
-void gemm_4bit_grouped(const void* A, DType dtype, const int64_t* ends, int64_t E, int64_t N,
-                       int64_t K, const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                       const void* bias, void* out, Stream stream);
-void gemm_4bit_grouped_transposed(const void* A, DType dtype, const int64_t* ends, int64_t E,
-                                  int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,
-                                  QuantType quant_type, void* out, Stream stream);
+// The same for E weights in one, B (E, N, K): expert e has the rows of A (M rows in all), and of
+// out, from ends[e - 1] (0 for the first) to before ends[e]. Rows behind the last expert's become
+// zeros. `bias` is (E, N) or null. A GPU cannot refuse what it finds in `ends` without making the
+// host wait: it takes each for a number from the one before to M.
+void gemm_4bit_grouped(const void* A, DType dtype, int64_t M, const int64_t* ends, int64_t E,
+                       int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,
+                       QuantType quant_type, const void* bias, void* out, Stream stream);
+void gemm_4bit_grouped_transposed(const void* A, DType dtype, int64_t M, const int64_t* ends,
+                                  int64_t E, int64_t N, int64_t K, const uint8_t* B,
+                                  const BlockScales& scales, QuantType quant_type, void* out,
+                                  Stream stream);
 
 // Blockwise 8-bit: `code` is a codebook of 256 ascending entries.
 void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code, int64_t blocksize,

@@ -106,31 +106,30 @@ def gemm_4bit_transposed(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K
                                scales, <k.QuantType> quant_type, <void*> out, <k.Stream> stream)
 
 
-def gemm_4bit_grouped(uintptr_t A, int dtype, list ends, int64_t N, int64_t K, uintptr_t B,
-                      uintptr_t absmax, int64_t blocksize, int quant_type, uintptr_t bias,
-                      uintptr_t absmax_8bit, uintptr_t absmax_code, uintptr_t absmax_offset,
-                      int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
+def gemm_4bit_grouped(uintptr_t A, int dtype, int64_t M, uintptr_t ends, int64_t E, int64_t N,
+                      int64_t K, uintptr_t B, uintptr_t absmax, int64_t blocksize, int quant_type,
+                      uintptr_t bias, uintptr_t absmax_8bit, uintptr_t absmax_code,
+                      uintptr_t absmax_offset, int64_t absmax_blocksize, uintptr_t out,
+                      uintptr_t stream):
     cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
                                             absmax_offset, absmax_blocksize)
-    cdef vector[int64_t] rows = ends
     with nogil:
-        k.gemm_4bit_grouped(<const void*> A, <k.DType> dtype, rows.data(), rows.size(), N, K,
+        k.gemm_4bit_grouped(<const void*> A, <k.DType> dtype, M, <const int64_t*> ends, E, N, K,
                             <const uint8_t*> B, scales, <k.QuantType> quant_type,
                             <const void*> bias, <void*> out, <k.Stream> stream)
 
 
-def gemm_4bit_grouped_transposed(uintptr_t A, int dtype, list ends, int64_t N, int64_t K,
-                                 uintptr_t B, uintptr_t absmax, int64_t blocksize, int quant_type,
-                                 uintptr_t absmax_8bit, uintptr_t absmax_code,
-                                 uintptr_t absmax_offset, int64_t absmax_blocksize, uintptr_t out,
-                                 uintptr_t stream):
+def gemm_4bit_grouped_transposed(uintptr_t A, int dtype, int64_t M, uintptr_t ends, int64_t E,
+                                 int64_t N, int64_t K, uintptr_t B, uintptr_t absmax,
+                                 int64_t blocksize, int quant_type, uintptr_t absmax_8bit,
+                                 uintptr_t absmax_code, uintptr_t absmax_offset,
+                                 int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
     cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
                                             absmax_offset, absmax_blocksize)
-    cdef vector[int64_t] rows = ends
     with nogil:
-        k.gemm_4bit_grouped_transposed(<const void*> A, <k.DType> dtype, rows.data(), rows.size(),
-                                       N, K, <const uint8_t*> B, scales, <k.QuantType> quant_type,
-                                       <void*> out, <k.Stream> stream)
+        k.gemm_4bit_grouped_transposed(<const void*> A, <k.DType> dtype, M, <const int64_t*> ends,
+                                       E, N, K, <const uint8_t*> B, scales,
+                                       <k.QuantType> quant_type, <void*> out, <k.Stream> stream)
 
 
 def quantize_blockwise(uintptr_t A, int dtype, int64_t n, uintptr_t code, int64_t blocksize,
@@ -242,14 +241,16 @@ cdef k.Hyperparameters make_hyperparameters(tuple values) except *:
 
 
 cdef dlpack.Exchange* exchange = NULL
+cdef int32_t device_type = 0
 
 
-def read_tensors_by(capsule):
-    """Read tensors by their type's ``__dlpack_c_exchange_api__``; ImportError if that is too new.
+def read_tensors_by(capsule, int32_t device):
+    """Read tensors of one type of device by their type's ``__dlpack_c_exchange_api__``.
 
     All that a kernel has to know of a tensor is then found in one call, without torch's headers.
+    ImportError if the table is too new.
     """
-    global exchange
+    global exchange, device_type
     cdef dlpack.ExchangeHeader* header = <dlpack.ExchangeHeader*> PyCapsule_GetPointer(
         capsule, "dlpack_exchange_api")
     while header != NULL and header.version.major != dlpack.MAJOR_VERSION:
@@ -257,13 +258,14 @@ def read_tensors_by(capsule):
     cdef dlpack.Exchange* found = <dlpack.Exchange*> header
     if found == NULL or found.dltensor_from_py_object_no_sync == NULL:
         raise ImportError("expected tensors of DLPack 1, got others from this version of torch")
-    exchange = found
+    exchange, device_type = found, device
 
 
 cdef bint read(object tensor, dlpack.Tensor* out) noexcept:
-    # What DLPack does not know, such as a tensor on meta, is wrong; bnbx.ops says why.
+    # What DLPack does not know, such as a tensor on meta, is wrong; bnbx.ops says why. So is one
+    # in memory that the kernels do not reach.
     if exchange.dltensor_from_py_object_no_sync(<void*> tensor, out) == 0:
-        return True
+        return out.device.device_type == device_type
     PyErr_Clear()
     return False
 
@@ -345,24 +347,32 @@ cdef class Lists:
     cdef list copies  # of gradients with gaps, which live as long as this
     cdef int bits
     cdef int64_t blocksize
+    cdef const double* live
+    cdef double* workspace
 
-    def __cinit__(self, update):
+    def __cinit__(self, update, uintptr_t live, uintptr_t workspace):
         self.g, self.p, self.step = update.g, update.p, update.step
         self.states, self.scales, self.stacked = update.states, update.scales, update.stacked
         self.unorm, self.seed = update.unorm_vec, update.seed
         self.compensation = update.compensation
         self.bits, self.blocksize = update.bits, update.blocksize
+        self.live, self.workspace = <const double*> live, <double*> workspace
         self.copies = []
 
     cdef Py_ssize_t read_all(self, vector[k.ParameterUpdate]& updates) except -2:
         """Return which parameter is the first that something is wrong with, or -1."""
         cdef k.ParameterUpdate u
         cdef dlpack.Tensor p
+        cdef int32_t device_id = 0
         cdef Py_ssize_t i
         updates.reserve(len(self.p))
         for i in range(len(self.p)):
             if not (self.read_parameter(i, &p, &u) and self.read_states(i, p, &u)
                     and self.read_extras(i, p, &u)):
+                return i
+            if i == 0:
+                device_id = p.device.device_id
+            if p.device.device_id != device_id:
                 return i
             updates.push_back(u)
         return -1
@@ -383,7 +393,8 @@ cdef class Lists:
                 return False
         u.g, u.g_dtype = memory_of(g), <k.DType> g_dtype
         u.p, u.p_dtype = memory_of(p[0]), <k.DType> p_dtype
-        u.numel, u.step = numel_of(p[0]), self.step[i]
+        u.numel = numel_of(p[0])
+        u.step = self.step[i] if self.live == NULL else 1
         return u.step >= 1
 
     cdef bint read_states(self, Py_ssize_t i, const dlpack.Tensor& p,
@@ -420,6 +431,11 @@ cdef class Lists:
         u.unorm = NULL
         u.compensation = NULL
         u.stochastic, u.seed = self.seed is not None, 0
+        u.live, u.workspace = self.live, self.workspace
+        if self.live != NULL:
+            u.live += i * k.kLiveNumbers
+        if self.workspace != NULL:
+            self.workspace += k.update_workspace(u.numel)
         if self.unorm:
             if not read_beside(self.unorm[i], p, dlpack.FLOAT, 32, &t) or numel_of(t) != 1:
                 return False
@@ -435,11 +451,17 @@ cdef class Lists:
                 or (self.compensation is None and self.seed is None))
 
 
-def optimizer_update_32bit(int rule, update, uintptr_t stream):
+def update_workspace(int64_t numel):
+    """Return how many float64 of workspace the update of a parameter needs."""
+    return k.update_workspace(numel)
+
+
+def optimizer_update_32bit(int rule, update, uintptr_t live, uintptr_t workspace,
+                           uintptr_t stream):
     """Return -1, or which parameter is wrong; nothing is updated then."""
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(update.hyperparameters)
-    cdef Lists lists = Lists(update)
+    cdef Lists lists = Lists(update, live, workspace)
     cdef Py_ssize_t wrong = lists.read_all(updates)
     if wrong < 0:
         with nogil:
@@ -449,11 +471,11 @@ def optimizer_update_32bit(int rule, update, uintptr_t stream):
 
 
 def optimizer_update_blockwise(int rule, update, uintptr_t qmap1, uintptr_t qmap2,
-                               uintptr_t stream):
+                               uintptr_t live, uintptr_t workspace, uintptr_t stream):
     """Return -1, or which parameter is wrong; nothing is updated then."""
     cdef vector[k.ParameterUpdate] updates
     cdef k.Hyperparameters h = make_hyperparameters(update.hyperparameters)
-    cdef Lists lists = Lists(update)
+    cdef Lists lists = Lists(update, live, workspace)
     cdef Py_ssize_t wrong = lists.read_all(updates)
     if wrong < 0:
         with nogil:

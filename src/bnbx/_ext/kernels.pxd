@@ -18,6 +18,9 @@ cdef extern from "common/optimizers.h" namespace "bnbx" nogil:
         cpp_bool skip_zeros
         double max_unorm
 
+    int64_t update_workspace(int64_t)
+    const int kLiveNumbers
+
 
 cdef extern from "common/codebooks.h" namespace "bnbx" nogil:
     cdef struct Codebook4:
@@ -74,6 +77,8 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
         void* compensation
         cpp_bool stochastic
         int64_t seed
+        const double* live
+        double* workspace
 
     void quantize_4bit(const void*, DType, int64_t, int64_t, QuantType, uint8_t*, float*,
                        Stream) except +
@@ -87,12 +92,12 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
                    const BlockScales&, QuantType, const void*, void*, Stream) except +
     void gemm_4bit_transposed(const void*, DType, int64_t, int64_t, int64_t, const uint8_t*,
                               const BlockScales&, QuantType, void*, Stream) except +
-    void gemm_4bit_grouped(const void*, DType, const int64_t*, int64_t, int64_t, int64_t,
+    void gemm_4bit_grouped(const void*, DType, int64_t, const int64_t*, int64_t, int64_t, int64_t,
                            const uint8_t*, const BlockScales&, QuantType, const void*, void*,
                            Stream) except +
-    void gemm_4bit_grouped_transposed(const void*, DType, const int64_t*, int64_t, int64_t,
-                                      int64_t, const uint8_t*, const BlockScales&, QuantType,
-                                      void*, Stream) except +
+    void gemm_4bit_grouped_transposed(const void*, DType, int64_t, const int64_t*, int64_t,
+                                      int64_t, int64_t, const uint8_t*, const BlockScales&,
+                                      QuantType, void*, Stream) except +
     void quantize_blockwise(const void*, DType, int64_t, const float*, int64_t, uint8_t*, float*,
                             Stream) except +
     void dequantize_blockwise(const uint8_t*, const float*, int64_t, const float*, int64_t, void*,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import os
 import warnings
@@ -12,12 +13,19 @@ import torch
 from torch import Tensor
 
 from bnbx import ops
-from bnbx.backends import reference
+from bnbx.backends import cuda_modules, reference
 from bnbx.backends.cpu import CpuBackend
+from bnbx.backends.cuda import CudaBackend
 from bnbx.backends.native_grouped import NativeGroupedBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
+
+    from bnbx.backends.native import NativeBackend
+
+#: What builds the kernels of a device.
+_BUILD = {"cpu": "pip install .", "cuda": "pip install . -Ccmake.define.COMPUTE_BACKEND=cuda"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +43,8 @@ class Backend:
     reason
         Why it is not loaded; empty if it is.
     details
-        What the module says about itself: the instruction set or toolkit chosen and available.
+        What the module says about itself: the instruction set or toolkit chosen and available. For
+        CUDA also ``choice``: why this toolkit.
     """
 
     name: str
@@ -54,6 +63,8 @@ def _without_outputs(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(_: Any, *args: Any, **kwargs: Any) -> Any:
         device = next((a.device.type for a in args if isinstance(a, Tensor)), None)
+        if device == "cuda":
+            _warn_of_missing_cuda()
         if device is None or not torch.is_autocast_enabled(device):
             return kernel(*args, **kwargs)
         with torch.autocast(device, enabled=False):
@@ -73,28 +84,76 @@ def _register_reference() -> Backend:
     return Backend("reference", "any", tuple(ops.CONTRACTS))
 
 
-def _load_cpu() -> Backend:
-    # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
-    name = "simt" if os.environ.get("BNBX_SIMT") == "1" else "cpu"
-    if os.environ.get("BNBX_REFERENCE") == "1":
-        return Backend(name, "cpu", (), "switched off by BNBX_REFERENCE=1")
+def _is_switched_off() -> bool:
+    return os.environ.get("BNBX_REFERENCE") == "1"
+
+
+def _load(
+    module: str, device: str, backend_of: Callable[[ModuleType], NativeBackend], **details: Any
+) -> Backend:
+    """Load a module of ``bnbx._ext`` and register its operations; on failure warn and go on."""
+    name = module.removeprefix("_")
+    if _is_switched_off():
+        return Backend(name, device, (), "switched off by BNBX_REFERENCE=1")
     try:
-        ext = importlib.import_module(f"bnbx._ext._{name}")
-        details = ext.describe()
-        backend = CpuBackend(ext) if name == "cpu" else NativeGroupedBackend(ext, lambda _: 0)
+        ext = importlib.import_module(f"bnbx._ext.{module}")
+        details = {**ext.describe(), **details}
+        backend = backend_of(ext)
     except Exception as failure:  # noqa: BLE001 (whatever is wrong with it, the import must go on)
         reason = f"{type(failure).__name__}: {failure}"
-        warnings.warn(
-            f"bnbx runs without its CPU kernels, slowly, because {reason}. "
-            "Reinstall bnbx or build it with `pip install .`; `python -m bnbx` shows details.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return Backend(name, "cpu", (), reason)
+        _warn(device, reason)
+        return Backend(name, device, (), reason)
+    key = device.upper()
     for operation in ext.operations():
-        ops.register(operation, getattr(backend, _method(operation)), "CPU")
-    return Backend(name, "cpu", tuple(ext.operations()), details=details)
+        ops.register(operation, backend.kernel(_method(operation)), key)
+    return Backend(name, device, tuple(ext.operations()), details=details)
+
+
+def _load_cpu() -> Backend:
+    # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
+    if os.environ.get("BNBX_SIMT") == "1":
+        return _load("_simt", "cpu", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
+    return _load("_cpu", "cpu", CpuBackend)
+
+
+@functools.cache  # once is enough
+def _warn(device: str, reason: str) -> None:
+    warnings.warn(
+        f"bnbx runs without its {device.upper()} kernels, slowly, because {reason}. "
+        f"Reinstall bnbx or build it with `{_BUILD[device]}`; `python -m bnbx` shows details.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _warn_of_missing_cuda() -> None:
+    """Warn at the first use: many have a torch with CUDA, and no GPU to be slow on."""
+    for backend in BACKENDS:
+        if backend.device_type == "cuda" and backend.reason and not _is_switched_off():
+            _warn("cuda", backend.reason)
+
+
+def _load_cuda() -> tuple[Backend, ...]:
+    """Load the best module for torch's CUDA, and say why there is none if there could be one."""
+    available = cuda_modules.installed()
+    if torch.version.cuda is None:
+        # Who has CUDA kernels and a torch of another kind should learn that it is for torch.
+        reason = f"torch {torch.__version__} is built without CUDA"
+        return (Backend("cuda", "cuda", (), reason),) if available else ()
+    try:
+        choice = cuda_modules.choose(available, torch.version.cuda)
+    except (ValueError, LookupError) as failure:
+        if isinstance(failure, ValueError):
+            _warn("cuda", str(failure))
+        return (Backend("cuda", "cuda", (), str(failure)),)
+    toolkits = [f"cuda {major}.{minor}" for major, minor in reversed(available)]
+    details = {"choice": choice.why, "available_isas": toolkits}
+    return (_load(choice.module, "cuda", CudaBackend, **details),)
 
 
 #: Every backend of this installation, loaded or not.
-BACKENDS: tuple[Backend, ...] = (_load_cpu(), _register_reference())
+BACKENDS: tuple[Backend, ...] = (
+    _load_cpu(),
+    *_load_cuda(),
+    _register_reference(),
+)

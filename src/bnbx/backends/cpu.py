@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bnbx.backends.native_grouped import NativeGroupedBackend
+from bnbx.ops.checks import read_offsets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,18 +65,19 @@ class CpuBackend(NativeGroupedBackend):
         absmax: Tensor,
         blocksize: int,
         quant_type: str,
-        ends: list[int],
+        offsets: Tensor,
         bias: Tensor | None = None,
         *nested: Any,
         transposed: bool = False,
     ) -> Tensor:
+        ends = read_offsets(offsets, out.shape[0])
         weights = (B, shapeB, absmax, blocksize, quant_type)
         kernel: Any = functools.partial(super()._multiply_grouped, transposed=transposed)
         rows = [end - begin for begin, end in itertools.pairwise([0, *ends])]
         most, size = max(rows, default=0), shapeB[1] * shapeB[2]
         # A slice of the weight must begin with a block.
         if size % blocksize or not self._is_for_blas(A[:most], B):
-            kernel(out, A, *weights, ends, bias, *nested)
+            kernel(out, A, *weights, offsets, bias, *nested)
             return out
         decode = self._decoder(B, self._scales(absmax, *nested), blocksize, quant_type)
         begin = 0
@@ -84,7 +86,7 @@ class CpuBackend(NativeGroupedBackend):
             experts = list(group)
             if not many:
                 end = ends[experts[-1]]
-                own = [min(max(e, begin), end) - begin for e in ends]  # no rows for the others
+                own = offsets.clamp(begin, end) - begin  # no rows for the others
                 kernel(out[begin:end], A[begin:end], *weights, own, bias, *nested)
                 begin = end
                 continue
@@ -94,26 +96,14 @@ class CpuBackend(NativeGroupedBackend):
                 bias_e = None if bias is None else bias[e]
                 _multiply_slices(*part, shapeB[1:], slices, bias_e, transposed=transposed)
                 begin = ends[e]
+        if begin < len(out):
+            out[begin:].zero_()
         return out
 
     def _is_for_blas(self, A: Tensor, B: Tensor) -> bool:
         if A.numel() < _MANY_ROWS[A.dtype] * A.shape[-1] or B.numel() == 0:
             return False
         return A.dtype != torch.bfloat16 or self.ext.describe()["isa"] != "amx"
-
-    def _scales(
-        self,
-        absmax: Tensor,
-        absmax_8bit: Tensor | None = None,
-        absmax_code: Tensor | None = None,
-        absmax_offset: Tensor | None = None,
-        absmax_blocksize: int = 256,
-    ) -> Tensor:
-        if absmax_8bit is None or absmax_code is None or absmax_offset is None:
-            return absmax
-        scales = torch.empty(absmax_8bit.numel(), dtype=torch.float32)
-        nested = (absmax_8bit.view(-1), absmax, absmax_code, absmax_blocksize)
-        return self.dequantize_blockwise(scales, *nested, torch.float32) + absmax_offset
 
     def _decoder(self, B: Tensor, scales: Tensor, blocksize: int, quant_type: str) -> Decode:
         """Return what decodes the elements of a weight from the first to before the second."""

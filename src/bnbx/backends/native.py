@@ -44,12 +44,21 @@ class NativeBackend:
         The compiled module.
     stream_of
         Returns the handle of the stream on which a tensor's work is queued; 0 on a CPU.
+    device
+        What DLPack calls the type of device whose memory the kernels read; 1 is a CPU.
     """
 
-    def __init__(self, ext: ModuleType, stream_of: Callable[[Tensor], int]) -> None:
+    def __init__(
+        self, ext: ModuleType, stream_of: Callable[[Tensor], int], device: int = 1
+    ) -> None:
         self.ext: Any = ext
-        ext.read_tensors_by(Tensor.__dlpack_c_exchange_api__)
+        ext.read_tensors_by(Tensor.__dlpack_c_exchange_api__, device)
         self.stream_of = stream_of
+
+    def kernel(self, method: str) -> Callable[..., Any]:
+        """Return what the dispatcher calls for the operation of a method."""
+        function: Callable[..., Any] = getattr(self, method)
+        return function
 
     def quantize_4bit(
         self,
@@ -184,13 +193,12 @@ class NativeBackend:
         columns = shapeB[1 if transposed else 0]
         rows = out.numel() // columns if columns else 0
         call = (A, B, absmax, blocksize, quant_type, bias, *nested)
-        return self._call_4bit(kernel, rows, shapeB, transposed, out, *call)
+        return self._call_4bit(kernel, (rows, *shapeB), transposed, out, *call)
 
     def _call_4bit(
         self,
         kernel: Callable[..., None],
-        rows: int | list[int],
-        shape: Sequence[int],
+        sizes: Sequence[int],
         transposed: bool,
         out: Tensor,
         A: Tensor,
@@ -204,7 +212,7 @@ class NativeBackend:
         absmax_offset: Tensor | None = None,
         absmax_blocksize: int = 256,
     ) -> Tensor:
-        """Multiply by one weight, or by a stack of them: ``rows`` are ends of groups then."""
+        """Multiply by one weight, or by a stack of them, of which ``sizes`` tells the kernel."""
         A, B, absmax = A.contiguous(), B.contiguous(), absmax.contiguous()
         bias = None if bias is None else bias.contiguous()
         codes = code = offset = 0
@@ -215,8 +223,7 @@ class NativeBackend:
         kernel(
             A.data_ptr(),
             DTYPES[A.dtype],
-            rows,
-            *shape,
+            *sizes,
             B.data_ptr(),
             absmax.data_ptr(),
             blocksize,
@@ -491,6 +498,14 @@ class NativeBackend:
         """Call a kernel that checks the tensors of the lists as it reads them."""
         if update.p:
             rule = RULE_NUMBERS[update.optimizer_name]
-            wrong = kernel(rule, update, *qmaps, self.stream_of(update.p[0]))
+            live, workspace = _pointer(update.live), self._workspace(update)
+            stream = self.stream_of(update.p[0])
+            wrong = kernel(rule, update, *qmaps, live, _pointer(workspace), stream)
             if wrong >= 0:
                 update.refuse(wrong)
+
+    def _workspace(self, update: OptimizerUpdate) -> Tensor | None:
+        if update.live is None and not update.unorm_vec:
+            return None
+        size = sum(map(self.ext.update_workspace, map(Tensor.numel, update.p)))
+        return torch.empty(size, dtype=torch.float64, device=update.p[0].device)

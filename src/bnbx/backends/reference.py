@@ -396,10 +396,15 @@ def optimizer_update_32bit(
     max_unorm: float = 0.0,
     compensation: Sequence[Tensor] | None = None,
     seed: Sequence[int] | None = None,
+    live: Tensor | None = None,
 ) -> None:
-    numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale)
+    others = (eps, weight_decay, gnorm_scale, skip_zeros, max_unorm)
     for i, parameter in enumerate(p):
-        constants = Constants(step[i], *numbers, skip_zeros, max_unorm)
+        if live is None:
+            constants = Constants(step[i], lr, beta1, beta2, beta3, alpha, *others)
+        else:  # as tensors, which nobody reads
+            step_i, lr_i, beta3_i, alpha_i = live[i].unbind()
+            constants = Constants(step_i, lr_i, beta1, beta2, beta3_i, alpha_i, *others)
         states = [values[i] for values in (state1, state2) if values]
         old_p = parameter.float()
         if compensation is not None:
@@ -445,10 +450,14 @@ def _encode_state(bits: int, state: Tensor, codes: Tensor, absmax: Tensor, qmap:
     absmax.copy_(new_absmax.view(absmax.shape))
 
 
-def _of_parameter(i: int, rounding: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
+#: The optional arguments of an update that have an entry for each parameter.
+PER_PARAMETER = ("compensation", "seed", "live")
+
+
+def _of_parameter(i: int, given: Sequence[Any], named: dict[str, Any]) -> dict[str, Any]:
     """Return the keywords with what stands in lists, for the parameter ``i`` alone."""
-    named = {**named, **dict(zip(("compensation", "seed"), rounding, strict=False))}
-    lists = {key: named.pop(key, None) for key in ("compensation", "seed")}
+    named = {**named, **dict(zip(PER_PARAMETER, given, strict=False))}
+    lists = {key: named.pop(key, None) for key in PER_PARAMETER}
     return {**named, **{key: None if v is None else v[i : i + 1] for key, v in lists.items()}}
 
 
@@ -491,7 +500,7 @@ def optimizer_update_blockwise(
             states[:1],
             states[1:],
             unorm_vec[i : i + 1],
-            [step[i]],
+            step[i : i + 1],
             *others[:10],
             **_of_parameter(i, others[10:], named),
         )

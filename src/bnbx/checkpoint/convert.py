@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bnbx.checkpoint.calibration import DEFAULT_TOKENS, Calibration
 from bnbx.checkpoint.formats import FORMATS, Settings4bit, Settings8bit
 from bnbx.checkpoint.job import Job
 from bnbx.checkpoint.layers import find_weights
@@ -36,15 +37,19 @@ def quantize_checkpoint(
     compute_dtype: torch.dtype | None = None,
     storage_dtype: torch.dtype = torch.uint8,
     threshold: float = 6.0,
+    scale_search: bool = False,
+    calibration: Path | str | None = None,
+    calibration_method: str = "gptq",
+    calibration_tokens: int = DEFAULT_TOKENS,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     layers_from: str = "auto",
     progress: bool = True,
 ) -> CheckpointReport:
     """Quantize the linear layers of a checkpoint into one that transformers loads as quantized.
 
-    One tensor at a time is in memory. ``dst`` appears when it is complete and on the disk, and not
-    at all if anything fails or the process is killed; then a directory ``.<name>.bnbx-*`` may stay
-    behind beside it.
+    One tensor at a time is in memory, unless there is a calibration, which takes the whole model.
+    ``dst`` appears when it is complete and on the disk, and not at all if anything fails or the
+    process is killed; then a directory ``.<name>.bnbx-*`` may stay behind beside it.
 
     Parameters
     ----------
@@ -66,6 +71,15 @@ def quantize_checkpoint(
         dtype.
     threshold
         int8 only: what magnitude of activations is an outlier, for readers of the result.
+    scale_search
+        4-bit only: as for ``quantize_4bit``. With ``calibration`` it always happens.
+    calibration
+        4-bit only: a UTF-8 file with text like that which the model will see. The model is loaded,
+        with its tokenizer, and reads the begin of it; see ``quantize_``.
+    calibration_method
+        As for ``quantize_``.
+    calibration_tokens
+        How many tokens of the text are read.
     max_shard_size
         Bytes of tensors in a file, unless a single layer needs more.
     layers_from
@@ -88,10 +102,13 @@ def quantize_checkpoint(
     OSError
         If a file cannot be read or written.
     ImportError
-        If ``layers_from="model"`` and transformers is not installed.
+        If ``layers_from="model"`` or there is a calibration, and transformers is not installed.
     """
     start = time.perf_counter()
-    settings = make_settings(kind, double_quant, blocksize, compute_dtype, storage_dtype, threshold)
+    settings = make_settings(
+        kind, double_quant, blocksize, compute_dtype, storage_dtype, threshold, scale_search
+    )
+    text = _calibration(settings, calibration, calibration_method, calibration_tokens)
     if max_shard_size <= 0:
         raise error("max_shard_size", "a positive number of bytes", max_shard_size)
     dst = Path(dst).absolute()
@@ -118,6 +135,8 @@ def quantize_checkpoint(
         copied, left_out = checkpoint.other_files()
         sizes = (checkpoint.resolved(name).stat().st_size for name in copied)
         check_space(dst.parent, job.size() + sum(sizes))
+        if text is not None:
+            job.use(text.encoded(checkpoint, weights, progress=progress))
         with staged(dst, as_file=checkpoint.is_file) as stage:
             file = dst.name if checkpoint.is_file else None
             written = job.write(stage, file, progress=progress)
@@ -139,6 +158,7 @@ def make_settings(
     compute_dtype: torch.dtype | None = None,
     storage_dtype: torch.dtype = torch.uint8,
     threshold: float = 6.0,
+    scale_search: bool = False,
 ) -> Settings:
     """Return the settings of a format; see ``quantize_checkpoint``.
 
@@ -154,6 +174,7 @@ def make_settings(
         "blocksize": (blocksize, 64),
         "compute_dtype": (compute_dtype, None),
         "storage_dtype": (storage_dtype, torch.uint8),
+        "scale_search": (scale_search, False),
     }
     is_4bit = kind in QUANT_TYPES_4BIT
     useless = {"threshold": (threshold, 6.0)} if is_4bit else settings_4bit
@@ -161,5 +182,25 @@ def make_settings(
         if value != default:
             raise error(name, f"the default, because {kind!r} has no use for it", value)
     if is_4bit:
-        return Settings4bit(kind, double_quant, blocksize, compute_dtype, storage_dtype)
+        return Settings4bit(
+            kind, double_quant, blocksize, compute_dtype, storage_dtype, scale_search
+        )
     return Settings8bit(threshold)
+
+
+def _calibration(
+    settings: Settings, text: Path | str | None, method: str, tokens: int
+) -> Calibration | None:
+    if text is None:
+        defaults = {
+            "calibration_method": (method, "gptq"),
+            "calibration_tokens": (tokens, DEFAULT_TOKENS),
+        }
+        for name, (value, default) in defaults.items():
+            if value != default:
+                raise error(name, "the default, because there is no calibration", value)
+        return None
+    if isinstance(settings, Settings8bit):
+        expected = f"None, because {settings.kind!r} has no use for it"
+        raise error("calibration", expected, f"{text}")
+    return Calibration(Path(text), settings, method, tokens)

@@ -18,6 +18,8 @@ from bnbx.ops import FLOAT_DTYPES, QUANT_TYPES_4BIT, blocks_of, check_4bit_type,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bnbx.functional import QuantState
+
 FORMATS = (*QUANT_TYPES_4BIT, "int8")
 STORAGE_DTYPES = (torch.uint8, *FLOAT_DTYPES)
 
@@ -34,6 +36,8 @@ class Settings4bit:
         As ``compress_statistics``, ``blocksize`` and ``quant_storage`` of ``quantize_4bit``.
     compute_dtype
         What products are computed in; None for the weights' dtype. It goes into config.json.
+    scale_search
+        As for ``quantize_4bit``.
     """
 
     kind: str
@@ -41,6 +45,7 @@ class Settings4bit:
     blocksize: int = 64
     compute_dtype: torch.dtype | None = None
     storage_dtype: torch.dtype = torch.uint8
+    scale_search: bool = False
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -75,9 +80,15 @@ class Settings4bit:
             compress_statistics=self.double_quant,
             quant_type=self.kind,
             quant_storage=self.storage_dtype,
+            scale_search=self.scale_search,
         )
-        entries = state.as_dict(packed=True)
-        return {name: packed, **{f"{name}.{key}": value for key, value in entries.items()}}
+        return self.entries(name, packed, state)
+
+    @staticmethod
+    def entries(name: str, packed: Tensor, state: QuantState) -> dict[str, Tensor]:
+        """Return the entries of a weight that is quantized already."""
+        statistics = state.as_dict(packed=True)
+        return {name: packed, **{f"{name}.{key}": value for key, value in statistics.items()}}
 
     def config(self, weights_dtype: torch.dtype) -> dict[str, Any]:
         """Return what ``BitsAndBytesConfig`` writes into config.json, but the list of what is kept.

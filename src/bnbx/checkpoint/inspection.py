@@ -105,6 +105,7 @@ def inspect_checkpoint(
     kind: str | None = None,
     double_quant: bool = False,
     blocksize: int = 64,
+    scale_search: bool = False,
     layers_from: str = "auto",
     progress: bool = True,
 ) -> Inspection:
@@ -119,7 +120,7 @@ def inspect_checkpoint(
         The checkpoint from which a quantized one was made. Without it its errors are not known.
     kind
         For a checkpoint that is not quantized: ``"nf4"`` (the default), ``"fp4"`` or ``"int8"``.
-    double_quant, blocksize
+    double_quant, blocksize, scale_search
         For one that is not quantized, as for ``quantize_checkpoint``.
     layers_from
         As for ``quantize_checkpoint``; it is asked of the checkpoint that is not quantized.
@@ -138,6 +139,7 @@ def inspect_checkpoint(
                 "kind": (kind, None),
                 "double_quant": (double_quant, False),
                 "blocksize": (blocksize, 64),
+                "scale_search": (scale_search, False),
             }
             if reference is None:
                 given["layers_from"] = (layers_from, "auto")
@@ -149,7 +151,7 @@ def inspect_checkpoint(
         if reference is not None:
             expected = "none, because the checkpoint is not quantized"
             raise error("reference", expected, f"{reference}")
-        settings = make_settings(kind or "nf4", double_quant, blocksize)
+        settings = make_settings(kind or "nf4", double_quant, blocksize, scale_search=scale_search)
         return _of_unquantized(checkpoint, settings, layers_from, progress=progress)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from bnbx.checkpoint.formats import Settings
     from bnbx.checkpoint.layers import Weights
     from bnbx.checkpoint.source import Checkpoint
@@ -45,6 +47,7 @@ class Job:
         self._slots = {name: self._slots_of(entry) for name, entry in self._tensors.items()}
         self._check_names()
         self._shards = self._divided(max_shard_size)
+        self._encoded: dict[str, dict[str, Tensor]] = {}
 
     def size(self) -> int:
         """Return the bytes of all tensors of the result, at most."""
@@ -65,6 +68,10 @@ class Job:
                     slot.nbytes for slot in self._slots[name] if slot.shape is not None
                 ),
             )
+
+    def use(self, encoded: dict[str, dict[str, Tensor]]) -> None:
+        """Take the entries of weights that are quantized already: weight -> entries by name."""
+        self._encoded = encoded
 
     def write(self, directory: Path, file: str | None, *, progress: bool) -> list[str]:
         """Write the result into a directory and return the names of its files.
@@ -129,10 +136,11 @@ class Job:
         file = self._checkpoint.file_of(entry.name)
         transposed = self._weights.transposed.get(entry.name)
         if transposed is not None:
-            weight = file.read(entry.name)
-            check_finite(entry.name, weight)
-            # The one place where a weight is quantized.
-            encoded = self._settings.encode(entry.name, weight.t() if transposed else weight)
+            encoded = self._encoded.pop(entry.name, None)
+            if encoded is None:
+                weight = file.read(entry.name)
+                check_finite(entry.name, weight)
+                encoded = self._settings.encode(entry.name, weight.t() if transposed else weight)
             for name, tensor in encoded.items():
                 writer.write(name, tensor)
             return

@@ -52,6 +52,9 @@ class Weights:
         Names of the linear layers that stay: what a reader of the result must not convert.
     unused_skips
         Entries of ``skip`` that no layer has as its name.
+    modules
+        Names of the layers to quantize in the model -> names of their tensors; nothing if the model
+        was not asked.
     """
 
     source: str
@@ -59,6 +62,7 @@ class Weights:
     kept: dict[str, str]
     skip_modules: list[str]
     unused_skips: tuple[str, ...]
+    modules: dict[str, str]
 
 
 def find_weights(checkpoint: Checkpoint, skip: Sequence[str] = (), source: str = "auto") -> Weights:
@@ -118,7 +122,7 @@ def _by_model(checkpoint: Checkpoint, skeleton: Any, skip: Sequence[str]) -> Wei
             quantized[layer.name] = name
             transposed[name] = layer.transposed
     skip_modules = skeleton.others(quantized)
-    return Weights("model", transposed, kept, skip_modules, skips.unused())
+    return Weights("model", transposed, kept, skip_modules, skips.unused(), quantized)
 
 
 def _by_names(checkpoint: Checkpoint, skip: Sequence[str]) -> Weights:
@@ -148,7 +152,7 @@ def _by_names(checkpoint: Checkpoint, skip: Sequence[str]) -> Weights:
             skip_modules.add(module)
         else:
             transposed[name] = False
-    return Weights("names", transposed, kept, sorted(skip_modules), skips.unused())
+    return Weights("names", transposed, kept, sorted(skip_modules), skips.unused(), {})
 
 
 def _reason(entry: TensorEntry) -> str:

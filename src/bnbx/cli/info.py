@@ -66,6 +66,8 @@ def _backend_line(backend: dict[str, Any]) -> str:
     line += " loaded"
     if "isa" in backend:
         line += f", {backend['isa']} (available: {', '.join(backend['available_isas'])})"
+    if "choice" in backend:
+        line += f": {backend['choice']}"
     return line
 
 

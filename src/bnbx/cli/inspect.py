@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         kind=options.format,
         double_quant=options.double_quant,
         blocksize=options.blocksize,
+        scale_search=options.scale_search,
         layers_from=options.layers_from,
         progress=not options.no_progress,
     )

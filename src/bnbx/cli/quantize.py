@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bnbx.checkpoint import quantize_checkpoint
+from bnbx.checkpoint.calibration import DEFAULT_TOKENS
 from bnbx.checkpoint.convert import DEFAULT_SHARD_SIZE
 from bnbx.checkpoint.formats import FORMATS
 from bnbx.checkpoint.layers import SOURCES
-from bnbx.cli.arguments import dtype, size
+from bnbx.cli.arguments import dtype, positive, size
 from bnbx.ops import BLOCKSIZES_4BIT
+from bnbx.quantize.calibration import METHODS
 
 if TYPE_CHECKING:
     import argparse
@@ -24,6 +26,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", type=Path, help="where to put it; must not exist")
     parser.add_argument("--format", choices=FORMATS, default="nf4", help="default: nf4")
     add_4bit(parser)
+    add_calibration(parser)
     parser.add_argument(
         "--compute-dtype", type=dtype, help="4-bit: what readers compute in; default: the weights'"
     )
@@ -60,6 +63,31 @@ def add_4bit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--blocksize", type=int, choices=BLOCKSIZES_4BIT, default=64, help="4-bit; default: 64"
     )
+    parser.add_argument(
+        "--scale-search",
+        action="store_true",
+        help="4-bit: look for the scale of each block with the smallest error",
+    )
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments that say what the model reads while it is quantized."""
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="4-bit: UTF-8 text that the model, which is loaded, reads while it is quantized",
+    )
+    parser.add_argument(
+        "--calibration-method", choices=METHODS, default="gptq", help="default: gptq"
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=positive,
+        default=DEFAULT_TOKENS,
+        metavar="N",
+        help=f"of the text that are read; default: {DEFAULT_TOKENS}",
+    )
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -74,6 +102,10 @@ def run(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         compute_dtype=options.compute_dtype,
         storage_dtype=options.storage_dtype,
         threshold=options.threshold,
+        scale_search=options.scale_search,
+        calibration=options.calibrate,
+        calibration_method=options.calibration_method,
+        calibration_tokens=options.calibration_tokens,
         max_shard_size=options.max_shard_size,
         layers_from=options.layers_from,
         progress=not options.no_progress,

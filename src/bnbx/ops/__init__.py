@@ -21,6 +21,7 @@ from bnbx.ops.checks import (
 from bnbx.ops.contract import CONTRACTS, LIBRARY, error, operation, register
 from bnbx.ops.int8 import MAX_INT8_DEPTH, Int8Quantized
 from bnbx.ops.optimizers import (
+    LIVE_NUMBERS,
     OPTIMIZER_BLOCKSIZE,
     OPTIMIZER_BLOCKSIZES,
     OPTIMIZERS,
@@ -36,6 +37,7 @@ __all__ = [
     "CONTRACTS",
     "FLOAT_DTYPES",
     "LIBRARY",
+    "LIVE_NUMBERS",
     "MAX_INT8_DEPTH",
     "OPTIMIZERS",
     "OPTIMIZER_BLOCKSIZE",

@@ -22,8 +22,8 @@ CONTRACTS: dict[str, Callable[..., Any]] = {}
 class Unchecked(abc.ABC):
     """What a contract returns, in the place of outputs, if there are lists of tensors to check.
 
-    The kernels of a CPU get it and check each tensor as they read it; for all others, and for the
-    fake kernel, ``check`` is called before.
+    The kernels of a CPU and of CUDA get it and check each tensor as they read it; for the
+    reference, and for the fake kernel, ``check`` is called before.
     """
 
     @abc.abstractmethod
@@ -61,8 +61,10 @@ def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
     """Register ``kernel`` for ``bnbx::<name>``, with the contract's checks in front of it."""
     contract = CONTRACTS[name]
     # The dispatcher takes the CPU's kernel only if no argument is a tensor of another device: the
-    # CPU comes last in its order. Every other kernel gets what it gets, and lists in Python.
-    if dispatch_key != "CPU":
+    # CPU comes last in its order. Every other kernel gets what it gets, the reference in Python.
+    if dispatch_key == "CUDA":
+        contract = _on_one_device(contract)
+    elif dispatch_key != "CPU":
         contract = _with_every_check(contract)
 
     def checked(*args: Any) -> Any:
@@ -80,20 +82,29 @@ def _with_every_check(contract: Callable[..., Any]) -> Callable[..., Any]:
     All tensors are on the device of the first argument, if that is a tensor; those in lists are
     what ``Unchecked.check`` wants.
     """
-    names = tuple(inspect.signature(contract).parameters)
+    on_one_device = _on_one_device(contract)
 
     def checked(*args: Any, **kwargs: Any) -> Any:
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        first = given[names[0]]
-        if isinstance(first, Tensor):
-            for argument, value in given.items():
-                if isinstance(value, Tensor) and value.device != first.device:
-                    raise wrong_device(argument, value, first.device)
-        result = contract(*args, **kwargs)
+        result = on_one_device(*args, **kwargs)
         if not isinstance(result, Unchecked):
             return result
         result.check()
         return None
+
+    return checked
+
+
+def _on_one_device(contract: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the contract with a check that the tensors are on the device of the first argument."""
+    names = tuple(inspect.signature(contract).parameters)
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(args[0], Tensor):
+            device = args[0].device
+            for argument, value in (*zip(names, args, strict=False), *kwargs.items()):
+                if isinstance(value, Tensor) and value.device != device:
+                    raise wrong_device(argument, value, device)
+        return contract(*args, **kwargs)
 
     return checked
 

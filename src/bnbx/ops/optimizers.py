@@ -29,6 +29,10 @@ OPTIMIZER_BLOCKSIZES = {4: 128, 8: 256}
 OPTIMIZER_BLOCKSIZE = OPTIMIZER_BLOCKSIZES[8]
 
 
+#: The columns of ``live``.
+LIVE_NUMBERS = ("step", "lr", "beta3", "alpha")
+
+
 class OptimizerState(NamedTuple):
     """One state tensor of a rule.
 
@@ -75,7 +79,7 @@ class OptimizerUpdate(Unchecked):
 
     Attributes
     ----------
-    optimizer_name, bits, g, p, unorm_vec, step, compensation, seed
+    optimizer_name, bits, g, p, unorm_vec, step, compensation, seed, live
         As the operation has them; 32 bits are those of ``optimizer_update_32bit``.
     states, scales
         The states that the rule keeps, and their absmax, of which there is none with 32 bits.
@@ -99,6 +103,7 @@ class OptimizerUpdate(Unchecked):
     hyperparameters: tuple[Any, ...]
     compensation: Sequence[Tensor] | None
     seed: Sequence[int] | None
+    live: Tensor | None
 
     def __post_init__(self) -> None:
         """Raise ``ValueError`` if the name, a number or the length of a list is wrong."""
@@ -117,7 +122,9 @@ class OptimizerUpdate(Unchecked):
         self.stacked = [state.stacked for state in rule]
         self.blocksize = OPTIMIZER_BLOCKSIZES.get(self.bits, 1)
         self._check_count("g", self.g)
-        self._check_count("step", self.step)
+        self._check_count("step", self.step, self.live is None, "entries where live has the steps")
+        if self.live is not None:
+            self._check_live(self.live)
         why = "entries when max_unorm is 0"
         self._check_count("unorm_vec", self.unorm_vec, max_unorm > 0.0, why)
         if self.compensation is not None:
@@ -150,6 +157,20 @@ class OptimizerUpdate(Unchecked):
         if len(values) != (count if wanted else 0):
             expected = f"{count} entries, one per parameter" if wanted else f"no {why}"
             raise error(argument, expected, len(values))
+
+    def _check_live(self, live: Tensor) -> None:
+        check_dtype("live", live, torch.float64)
+        check_shape("live", live, (len(self.p), len(LIVE_NUMBERS)))
+        if self.p:
+            check_device(self.p[0], live=live)
+        if not live.is_contiguous():
+            raise error("live", "a contiguous tensor", f"strides {live.stride()}")
+        if self.seed is not None:
+            raise error("seed", "None where live is given", "both")
+        lr, _, _, beta3, alpha, *_ = self.hyperparameters
+        for argument, value in (("lr", lr), ("beta3", beta3), ("alpha", alpha)):
+            if value != 0.0:
+                raise error(argument, "0.0, because live has it", value)
 
     def _check_maps(self, count: int) -> None:
         for number, qmap in enumerate(self.qmaps, 1):
@@ -184,11 +205,12 @@ class OptimizerUpdate(Unchecked):
             if values is not None and p.dtype is not torch.bfloat16:
                 expected = f"torch.bfloat16, for a parameter with {rounding}"
                 raise error(f"p[{i}]", expected, p.dtype)
+        check_device(self.p[0], **{f"p[{i}]": p})
         _check_place(f"p[{i}]", p, p)
         check_dtype(f"g[{i}]", self.g[i], *FLOAT_DTYPES)
         check_shape(f"g[{i}]", self.g[i], p.shape)
         check_device(p, **{f"g[{i}]": self.g[i]})
-        if self.step[i] < 1:
+        if self.live is None and self.step[i] < 1:
             raise error(f"step[{i}]", "at least 1, counted from the first update", self.step[i])
 
     def _check_states(self, i: int, p: Tensor) -> None:
@@ -221,7 +243,7 @@ def _check_place(argument: str, tensor: Tensor, p: Tensor) -> None:
     "Tensor(c!)[] state2, Tensor(d!)[] unorm_vec, int[] step, float lr, float beta1, float beta2, "
     "float beta3, float alpha, float eps, float weight_decay, float gnorm_scale=1.0, "
     "bool skip_zeros=False, float max_unorm=0.0, Tensor(e!)[]? compensation=None, "
-    "int[]? seed=None) -> ()"
+    "int[]? seed=None, Tensor? live=None) -> ()"
 )
 def optimizer_update_32bit(
     optimizer_name: str,
@@ -243,6 +265,7 @@ def optimizer_update_32bit(
     max_unorm: float = 0.0,
     compensation: Sequence[Tensor] | None = None,
     seed: Sequence[int] | None = None,
+    live: Tensor | None = None,
 ) -> OptimizerUpdate:
     """Update the parameters ``p`` and their float32 states in place, the whole list at once.
 
@@ -253,6 +276,11 @@ def optimizer_update_32bit(
     Parameters of bfloat16 need not be rounded to the nearest. With ``compensation``, bfloat16 of
     their shapes, a parameter is the sum of both (Kahan 1965). With ``seed``, an int for each, it is
     rounded up or down at random, by bits that follow from seed, step and number of the element.
+
+    ``live``, float64 of shape ``(len(p), 4)`` on the device of ``p``, has step, lr, beta3 and alpha
+    of each parameter where the host does not know them; its kernels read them when they run, so
+    that a CUDA graph goes on with what stands there at a replay. ``step`` is empty then, and the
+    other three arguments are 0.
     """
     numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay)
     return OptimizerUpdate(
@@ -268,6 +296,7 @@ def optimizer_update_32bit(
         (*numbers, gnorm_scale, skip_zeros, max_unorm),
         compensation,
         seed,
+        live,
     )
 
 
@@ -277,7 +306,7 @@ def optimizer_update_32bit(
     "Tensor? qmap2, Tensor(e!)[] absmax1, Tensor(f!)[] absmax2, int[] step, float lr, "
     "float beta1, float beta2, float beta3, float alpha, float eps, float weight_decay, "
     "float gnorm_scale=1.0, bool skip_zeros=False, float max_unorm=0.0, "
-    "Tensor(g!)[]? compensation=None, int[]? seed=None) -> ()"
+    "Tensor(g!)[]? compensation=None, int[]? seed=None, Tensor? live=None) -> ()"
 )
 def optimizer_update_blockwise(
     optimizer_name: str,
@@ -304,6 +333,7 @@ def optimizer_update_blockwise(
     max_unorm: float = 0.0,
     compensation: Sequence[Tensor] | None = None,
     seed: Sequence[int] | None = None,
+    live: Tensor | None = None,
 ) -> OptimizerUpdate:
     """Like ``optimizer_update_32bit``, with states of 8 or 4 bits in blocks, and their absmax.
 
@@ -327,4 +357,5 @@ def optimizer_update_blockwise(
         (*numbers, gnorm_scale, skip_zeros, max_unorm),
         compensation,
         seed,
+        live,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from bnbx.optim.extras import clipped, rounding_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-    from torch import Tensor
 
 Constants = tuple[str, tuple[Any, ...]]  # rule and hyperparameters
 
@@ -41,6 +42,11 @@ class Batch:
     gradients: list[Tensor] = dataclasses.field(default_factory=list)
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
+    @property
+    def is_live(self) -> bool:
+        """Whether kernels read the count of steps, and what depends on it, when they run."""
+        return isinstance(self.step, Tensor)
+
     def add(self, p: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
         """Add a parameter."""
         self.parameters.append(p)
@@ -63,7 +69,8 @@ class Batches:
     Parameters
     ----------
     constants_of
-        Returns rule and hyperparameters from the settings of a parameter and the number of a step.
+        Returns rule and hyperparameters from the settings of a parameter and the number of a step,
+        which is None where a tensor has it.
     """
 
     def __init__(self, constants_of: Callable[[dict[str, Any], Any], Constants]) -> None:
@@ -71,7 +78,7 @@ class Batches:
         self._batches: dict[tuple[Any, ...], Batch] = {}
         # Constants are made once for the same settings, which are kept so that no others get their
         # id, and equal ones are one object.
-        self._known: dict[tuple[int, Any], tuple[Constants, dict[str, Any]]] = {}
+        self._known: dict[tuple[int, int | None], tuple[Constants, dict[str, Any]]] = {}
         self._equal: dict[Constants, Constants] = {}
 
     def all(self) -> list[Batch]:
@@ -88,7 +95,8 @@ class Batches:
         p, gradient, state, config
             The parameter, its gradient, its state and its settings.
         """
-        step = state["step"] + 1
+        live = isinstance(state["step"], Tensor)
+        step = None if live else state["step"] + 1
         if (id(config), step) not in self._known:
             made = self._constants_of(config, step)
             self._known[id(config), step] = self._equal.setdefault(made, made), config
@@ -98,7 +106,8 @@ class Batches:
             constants = self._equal.setdefault(constants, constants)
         rounding = rounding_of(p, config)
         qmaps = state.get("qmap1"), state.get("qmap2")
-        key = (id(constants), p.device, *map(id, qmaps), rounding)
+        # What is live is not among the constants: it is made for all of a batch by its settings.
+        key = (id(constants), p.device, *map(id, qmaps), rounding, id(config) if live else None)
         if key not in self._batches:
             shared = (*constants, rounding)
             self._batches[key] = Batch(*shared, config, state["step"], *qmaps, p.device)

@@ -1,8 +1,9 @@
 """Steps that a CUDA graph can capture: nothing in them depends on a number that the host reads.
 
-A graph repeats the kernels of the step that was captured, with the numbers that they got then.
+A graph repeats the kernels of the step that was captured, with the arguments that they got then.
 With ``capturable=True`` the count of steps is therefore a tensor beside the states, the learning
-rate may be one, and the update is the reference in plain PyTorch, which takes both as they are.
+rate may be one, and the operation gets ``live``, a tensor with what follows from both, which its
+kernels read when they run.
 """
 
 from __future__ import annotations

@@ -96,13 +96,15 @@ def rounding_of(p: Tensor, config: dict[str, Any]) -> str | None:
     return next((key for key in _ROUNDINGS if config[key]), None)
 
 
-def rounding_arguments(rounding: str | None, states: list[dict[str, Any]]) -> tuple[Any, ...]:
-    """Return the arguments of an update that say how parameters are rounded."""
-    if rounding is None:
-        return ()
+def last_arguments(
+    rounding: str | None, states: list[dict[str, Any]], live: Tensor | None
+) -> tuple[Any, ...]:
+    """Return the last arguments of an update: how parameters are rounded, and ``live``."""
+    if rounding == "bf16_stochastic_round":
+        return None, [state["seed"] for state in states], live
     if rounding == "kahan_sum":
-        return [state["compensation"] for state in states], None
-    return None, [state["seed"] for state in states]
+        return [state["compensation"] for state in states], None, live
+    return () if live is None else (None, None, live)
 
 
 def clipped(

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from bnbx.backends import reference
-from bnbx.ops import FLOAT_DTYPES, RULES, error
+from bnbx.ops import FLOAT_DTYPES, LIVE_NUMBERS, RULES, error
 from bnbx.optim.batch import Batch, Batches, Constants
 from bnbx.optim.capture import counted_on_host, refuse_uncaptured
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.extras import (
     add_extras,
     check_rounding,
+    last_arguments,
     needs_more,
     refuse_sparse,
-    rounding_arguments,
 )
 from bnbx.optim.manager import GlobalOptimManager
 from bnbx.optim.paging import Pages, paged_memory, paged_parameters
@@ -304,13 +303,28 @@ class KbitOptimizer(torch.optim.Optimizer):
     def _rule_and_constants(self, config: dict[str, Any], step: Any) -> Constants:
         return self._rule_of(config), self._constants(config, step)
 
-    def _constants(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:
-        if not config["capturable"]:
+    def _constants(self, config: dict[str, Any], step: int | None) -> tuple[Any, ...]:
+        if step is not None:
             return self._hyperparameters(config, step)
+        # Kernels read those that change when they run: see _live.
+        _, beta1, beta2, _, _, *others = self._hyperparameters({**config, "lr": 0.0}, 1)
+        return 0.0, beta1, beta2, 0.0, 0.0, *others
+
+    def _live(self, batch: Batch) -> Tensor:
+        """Return what the next step needs of each parameter of a batch that is counted on it."""
+        counts = torch.stack([state["step"] for state in batch.states]) + 1
+        constants = self._hyperparameters({**batch.config, "lr": 1.0}, counts)
+        factor, _, _, beta3, alpha, *_ = constants
         # A rate that is a tensor stays one, so that what it holds at a replay counts.
-        factor, *others = self._hyperparameters({**config, "lr": 1.0}, step)
-        lr = config["lr"]
-        return factor * (lr.reshape(()) if isinstance(lr, Tensor) else lr), *others
+        lr = batch.config["lr"]
+        rate = factor * (lr.reshape(()) if isinstance(lr, Tensor) else lr)
+        live = counts.new_empty(len(counts), len(LIVE_NUMBERS))
+        for column, numbers in zip(live.unbind(1), (counts, rate, beta3, alpha), strict=True):
+            if isinstance(numbers, Tensor):
+                column.copy_(numbers)
+            else:
+                column.fill_(numbers)
+        return live
 
     def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the constants of a step from ``lr`` on, in the order of the operation's schema."""
@@ -362,11 +376,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         gradients = batch.gradients if shards is batch.parameters else locals_of(batch.gradients)
         if not all(map(Tensor.is_contiguous, shards)):
             targets = [shard.contiguous() for shard in shards]
-        steps = [state["step"] + 1 for state in states]
-        ops: Any = torch.ops.bnbx
-        if isinstance(steps[0], Tensor):
-            ops = reference
-        else:
+        live = self._live(batch) if batch.is_live else None
+        steps = [] if batch.is_live else [state["step"] + 1 for state in states]
+        if live is None:
             refuse_uncaptured(batch.parameters[0])
         limited = batch.hyperparameters[-1] > 0.0
         moments = (
@@ -376,7 +388,8 @@ class KbitOptimizer(torch.optim.Optimizer):
             column("state2"),
             column("unorm_vec") if limited else [],
         )
-        rounding = rounding_arguments(batch.rounding, states)
+        last = last_arguments(batch.rounding, states, live)
+        ops: Any = torch.ops.bnbx
         bits = bits_of(states[0], shards[0].shape)
         if bits < 32:
             ops.optimizer_update_blockwise(
@@ -389,24 +402,20 @@ class KbitOptimizer(torch.optim.Optimizer):
                 column("absmax2"),
                 steps,
                 *batch.hyperparameters,
-                *rounding,
+                *last,
             )
         else:
-            ops.optimizer_update_32bit(
-                batch.rule, *moments, steps, *batch.hyperparameters, *rounding
-            )
+            ops.optimizer_update_32bit(batch.rule, *moments, steps, *batch.hyperparameters, *last)
         if targets is not shards:
             for shard, target in zip(shards, targets, strict=True):
                 if target is not shard:
                     shard.copy_(target)
         # Kernels write past autograd, which must know that values saved for backward have changed.
         torch.autograd.graph.increment_version(batch.parameters)
-        counted = isinstance(steps[0], Tensor)
-        for state, step in zip(states, steps, strict=True):
-            if counted:
-                state["step"].copy_(step)
-            else:
-                state["step"] = step
+        if batch.is_live:
+            torch._foreach_add_([state["step"] for state in states], 1)
+        for state, step in zip(states, steps, strict=False):
+            state["step"] = step
 
     def _place_states(self) -> None:
         """Put loaded states where their parameters are, and let equal maps be one tensor."""

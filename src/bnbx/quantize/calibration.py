@@ -22,27 +22,44 @@ if TYPE_CHECKING:
 METHODS = ("imatrix", "gptq")
 
 
+class _Products:
+    """Second moments of a tensor. Layers side by side get the same one: those are kept."""
+
+    def __init__(self, *, pairs: bool) -> None:
+        self.pairs = pairs
+        self._last: tuple[Tensor, int, Tensor] | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return the sums over all rows, not to be changed."""
+        version = -1 if x.is_inference() else x._version  # noqa: SLF001 (counts changes in place)
+        if self._last is not None and self._last[0] is x and self._last[1] == version >= 0:
+            return self._last[2]
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        with torch.autocast(rows.device.type, enabled=False):
+            new = rows.t() @ rows if self.pairs else rows.square().sum(dim=0)
+        self._last = x, version, new
+        return new
+
+
 class _Moments:
     """Adds up the second moments of what a layer gets."""
 
-    def __init__(self, name: str, *, pairs: bool) -> None:
-        self.name, self.pairs = name, pairs
+    def __init__(self, name: str, products: _Products) -> None:
+        self.name, self.products = name, products
         self.total: Tensor | None = None
         self.rows = 0
 
     def add(self, _: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x: Tensor = args[0] if args else kwargs["input"]
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
-        with torch.autocast(rows.device.type, enabled=False):
-            # A sum over all rows: a NaN or an infinity anywhere is one in the squares too.
-            new = rows.t() @ rows if self.pairs else rows.square().sum(dim=0)
+        new = self.products.of(x)
+        # A sum over all rows: a NaN or an infinity anywhere is one in the squares too.
         if not bool(new.isfinite().all()):
             hint = "Look at the batch, and at the layers before it."
             raise error(
                 "calibration", "finite inputs of every layer", f"others of {self.name}", hint
             )
-        self.total = new if self.total is None else self.total.add_(new)
-        self.rows += len(rows)
+        self.total = new.clone() if self.total is None else self.total.add_(new)
+        self.rows += x.numel() // x.shape[-1]
 
     def take_mean(self) -> Tensor:
         if self.total is None or self.rows == 0:
@@ -225,7 +242,8 @@ _CACHES = ("past_key_values", "past_key_value", "layer_past")
 def _watching(
     model: Module, layers: Sequence[Layer], *, pairs: bool
 ) -> Iterator[dict[str, _Moments]]:
-    moments = {layer.names[0]: _Moments(layer.names[0], pairs=pairs) for layer in layers}
+    products = _Products(pairs=pairs)
+    moments = {layer.names[0]: _Moments(layer.names[0], products) for layer in layers}
     handles = [
         model.get_submodule(name).register_forward_pre_hook(m.add, with_kwargs=True)
         for name, m in moments.items()

@@ -1,0 +1,1 @@
+"""Everything that needs a GPU: build, tests, compute-sanitizer and benchmarks."""

@@ -1,0 +1,128 @@
+"""Puts a CUDA toolkit into a folder, for the sessions that build with several of them.
+
+``cuda_toolkit.py 13.4 FOLDER`` links what the package index has, which pip must have installed.
+``cuda_toolkit.py 12.4 FOLDER`` and ``11.8`` take Debian's packages, with apt's own programs but
+without touching the system: nothing is installed, the lists and the sources are in the folder.
+Prints the path of the compiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+#: Debian's release for each toolkit, and the packages' names of the runtime library.
+DEBIAN = {"11.8": ("bookworm", "libcudart11.0"), "12.4": ("trixie", "libcudart12")}
+PACKAGES = ("nvidia-cuda-toolkit", "nvidia-cuda-dev", "libcub-dev", "libthrust-dev", "libcu++-dev")
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
+SOURCES = """\
+Types: deb
+URIs: http://deb.debian.org/debian
+Suites: {release}
+Components: main contrib non-free
+Signed-By: {keys}
+"""
+#: Where nvcc looks, in the layout of NVIDIA's own packages.
+PROFILE = """\
+TOP              = $(_HERE_)/..
+NVVMIR_LIBRARY_DIR = $(TOP)/nvvm/libdevice
+PATH            += $(TOP)/nvvm/bin:$(_HERE_):
+INCLUDES        +=  "-I$(TOP)/include" $(_SPACE_)
+LIBRARIES        =+ $(_SPACE_) "-L$(TOP)/lib64"
+"""
+TOOLS = ("ptxas", "fatbinary", "cudafe++", "bin2c", "nvlink", "cuobjdump", "__nvcc_device_query")
+
+
+def from_index(folder: Path) -> None:
+    """Link the toolkit of the package index that this Python has installed."""
+    found = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu13"))
+    if not found:
+        sys.exit('no toolkit: pip install "cuda-toolkit[nvcc,cudart,crt,nvvm,cccl,culibos]==13.*"')
+    folder.symlink_to(found[-1])
+    library = folder / "lib" / "libcudart.so"
+    if not library.exists():  # CMake looks for it, though nothing is linked with it
+        library.symlink_to("libcudart.so.13")
+
+
+def from_debian(version: str, folder: Path) -> None:
+    """Download Debian's packages and lay them out as NVIDIA does."""
+    release, runtime = DEBIAN[version]
+    work = folder.with_name(folder.name + "-debian")
+    shutil.rmtree(work, ignore_errors=True)
+    for name in ("lists/partial", "packages", "root"):
+        (work / name).mkdir(parents=True)
+    sources = work / "debian.sources"
+    sources.write_text(SOURCES.format(release=release, keys=KEYS))
+    options = {
+        "Dir::Etc::SourceList": sources,
+        "Dir::Etc::SourceParts": "-",
+        "Dir::State::Lists": work / "lists",
+        "Dir::Cache::pkgcache": "",
+        "Dir::Cache::srcpkgcache": "",
+        "APT::Sandbox::User": "root",
+    }
+    apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in options.items())]
+    run([*apt, "update"], work)
+    run([*apt, "download", runtime, *PACKAGES], work / "packages")
+    for package in (work / "packages").glob("*.deb"):
+        run(["dpkg", "-x", str(package), str(work / "root")], work)
+    lay_out(work / "root" / "usr", folder)
+    shutil.rmtree(work)
+
+
+def lay_out(usr: Path, folder: Path) -> None:
+    """Copy what a build needs out of Debian's folders."""
+    toolkit, libraries = usr / "lib" / "nvidia-cuda-toolkit", usr / "lib" / "x86_64-linux-gnu"
+    for name in ("bin", "nvvm/bin", "nvvm/libdevice", "lib64"):
+        (folder / name).mkdir(parents=True)
+    copies = {
+        "bin": [toolkit / "bin" / "nvcc", *(usr / "bin" / tool for tool in TOOLS)],
+        "nvvm/bin": [toolkit / "bin" / "cicc"],
+        "nvvm/libdevice": (toolkit / "libdevice").glob("*.bc"),
+        "lib64": [
+            *libraries.glob("libcudart*"),
+            libraries / "libcudadevrt.a",
+            libraries / "libculibos.a",
+        ],
+    }
+    for name, files in copies.items():
+        for file in files:
+            if file.exists():
+                shutil.copy2(file, folder / name, follow_symlinks=False)
+    shutil.copytree(usr / "include", folder / "include", symlinks=True)
+    shutil.copytree(toolkit / "bin" / "crt", folder / "bin" / "crt", symlinks=True)
+    (folder / "bin" / "nvcc.profile").write_text(PROFILE)
+
+
+def run(command: list[str], folder: Path) -> None:
+    """Run a program and stop with its message if it fails."""
+    done = subprocess.run(  # noqa: S603 (apt and dpkg, with arguments of our own)
+        command, cwd=folder, stdout=sys.stderr, check=False
+    )
+    if done.returncode:
+        sys.exit(f"{command[0]} failed with {done.returncode}")
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("version", help="13.x, or one of " + ", ".join(DEBIAN))
+    parser.add_argument("folder", type=Path, help="made, unless a toolkit is there")
+    options = parser.parse_args()
+    folder = options.folder.absolute()
+    if not (folder / "bin" / "nvcc").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if options.version in DEBIAN:
+            from_debian(options.version, folder)
+        else:
+            from_index(folder)
+    print(folder / "bin" / "nvcc")  # noqa: T201 (the result)
+
+
+if __name__ == "__main__":
+    main()

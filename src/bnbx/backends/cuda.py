@@ -1,0 +1,91 @@
+"""The kernels of NVIDIA GPUs, on the current stream of the device that a tensor is on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bnbx.backends.cuda_choice import decodes_first
+from bnbx.backends.native_grouped import NativeGroupedBackend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+
+    from bnbx.ops import OptimizerUpdate
+
+#: kDLCUDA of DLPack.
+_DLPACK_CUDA = 2
+
+
+def _current_stream(tensor: Tensor) -> int:
+    # torch.cuda.current_stream makes an object first, which takes longer than a small kernel.
+    stream: int = torch._C._cuda_getCurrentRawStream(tensor.get_device())  # noqa: SLF001
+    return stream
+
+
+class CudaBackend(NativeGroupedBackend):
+    """The native backend, with the device of the tensors made the current one where it is not."""
+
+    def __init__(self, ext: ModuleType) -> None:
+        super().__init__(ext, _current_stream, _DLPACK_CUDA)
+
+    def kernel(self, method: str) -> Callable[..., Any]:
+        """Return the method, called with the device of its first tensor as the current one."""
+        function = super().kernel(method)
+
+        def on_device(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            device = _device_of(outputs, args[0])
+            # What torch.cuda.current_device returns, which sees to it first that CUDA is
+            # initialized: a tensor on a device says that it is.
+            if device < 0 or device == torch._C._cuda_getDevice():  # noqa: SLF001
+                return function(outputs, *args, **kwargs)
+            with torch.cuda.device(device):
+                return function(outputs, *args, **kwargs)
+
+        return on_device
+
+    def _multiply_4bit(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        *nested: Any,
+        transposed: bool = False,
+    ) -> Tensor:
+        capability = _capability(A.get_device())
+        if not decodes_first(capability, A.dtype, math.prod(A.shape[:-1]), shapeB):
+            call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
+            return super()._multiply_4bit(out, *call, transposed=transposed)
+        weight = A.new_empty(shapeB)
+        scales = self._scales(absmax, *nested)
+        self.dequantize_4bit(weight, B, scales, blocksize, quant_type, shapeB, A.dtype)
+        rows, products = A.reshape(-1, A.shape[-1]), out.view(-1, out.shape[-1])
+        weight = weight if transposed else weight.t()
+        if bias is None:
+            torch.mm(rows, weight, out=products)
+        else:
+            torch.addmm(bias, rows, weight, out=products)
+        return out
+
+
+@functools.cache
+def _capability(device: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _device_of(outputs: Any, first: Any) -> int:
+    """Return the number of the device of an operation's first argument; -1 if it is no GPU's."""
+    if isinstance(first, Tensor):
+        return first.get_device()
+    update: OptimizerUpdate = outputs
+    return update.p[0].get_device() if update.p else -1

@@ -1,0 +1,68 @@
+"""Runs the operations of tests that know nothing of it on another device.
+
+The tests hand tensors of the CPU to the operations and compare what comes back with the reference
+on the CPU. Inside ``OnDevice`` the operations of bnbx get copies on the device, and what they
+return and write comes back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class OnDevice(TorchDispatchMode):
+    """While it is entered, the operations of bnbx run on ``device`` with tensors of the CPU."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+        #: How many operations there were.
+        self.calls = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace != "bnbx":
+            return func(*args, **kwargs)
+        self.calls += 1
+        copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+
+        def there(tensor: Tensor) -> Tensor:
+            return self._copy(tensor, copies)
+
+        args, kwargs = tree_map_only(Tensor, there, (tuple(args), kwargs))
+        result = tree_map_only(Tensor, Tensor.cpu, func(*args, **kwargs))
+        for original, copy in copies.values():
+            original.copy_(copy)
+        return result
+
+    def _copy(
+        self,
+        tensor: Tensor,
+        copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]],
+    ) -> Tensor:
+        """Return a tensor on the device that lies in a copy of the whole storage.
+
+        So it has the strides and the alignment of the original, and tensors that share memory
+        share it there.
+        """
+        if tensor.device.type != "cpu":  # a test of what is refused
+            return tensor
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in copies:
+            copy = torch.UntypedStorage(storage.nbytes(), device=self.device)
+            copy.copy_(storage)
+            copies[key] = storage, copy
+        empty = torch.empty(0, dtype=tensor.dtype, device=self.device)
+        place = (tensor.storage_offset(), tensor.size(), tensor.stride())
+        return empty.set_(copies[key][1], *place)
