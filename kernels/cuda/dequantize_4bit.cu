@@ -34,22 +34,14 @@ __device__ inline void decode_tile(const uint8_t* A, const float* absmax, int n,
 }
 
 // Blocks have 2^shift elements, from 32 to 4096: no vector and no tile ends within one.
-template <class T>
+template <bool kWhole, class T>
 __global__ void __launch_bounds__(kThreads)
-    dequantize(const uint8_t* A, const float* absmax, int64_t n, int shift, Values4 values,
-               T* out) {
+    dequantize(const uint8_t* A, const float* absmax, int64_t begin, int64_t end, int shift,
+               Values4 values, T* out) {
   __shared__ float table[16];
-  const Tile tile = tile_at<kTile<T>>(blockIdx.x, n);
-  A += tile.first / 2;
-  absmax += tile.first >> shift;
-  out += tile.first;
-  const bool whole =
-      tile.count == kTile<T> && is_aligned(A, kPerVector<T> / 2) && is_aligned(out, 16);
-  if (whole) {
-    decode_tile<true>(A, absmax, tile.count, shift, values, table, out);
-  } else {
-    decode_tile<false>(A, absmax, tile.count, shift, values, table, out);
-  }
+  const Tile tile = tile_at<kTile<T>>(begin / kTile<T> + blockIdx.x, end);
+  decode_tile<kWhole>(A + tile.first / 2, absmax + (tile.first >> shift), tile.count, shift, values,
+                      table, out + tile.first);
 }
 
 }  // namespace
@@ -57,12 +49,16 @@ __global__ void __launch_bounds__(kThreads)
 
 void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t blocksize,
                      QuantType quant_type, void* out, DType dtype, Stream stream) {
-  if (n == 0) return;
   gpu::with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    gpu::launch(gpu::dequantize<T>, static_cast<unsigned>(gpu::ceil_div(n, gpu::kTile<T>)),
-                gpu::kThreads, 0, stream, A, absmax, n, gpu::log2_of(blocksize),
-                gpu::values_of(quant_type), static_cast<T*>(out));
+    T* values = static_cast<T*>(out);
+    const bool aligned = gpu::is_aligned(A, gpu::kPerVector<T> / 2) && gpu::is_aligned(values, 16);
+    gpu::in_tiles(n, gpu::kTile<T>, aligned, [&](auto whole, int64_t begin, int64_t end) {
+      gpu::launch(gpu::dequantize<whole.value, T>,
+                  static_cast<unsigned>(gpu::ceil_div(end - begin, gpu::kTile<T>)), gpu::kThreads,
+                  0, stream, A, absmax, begin, end, gpu::log2_of(blocksize),
+                  gpu::values_of(quant_type), values);
+    });
   });
 }
 

@@ -44,38 +44,28 @@ __device__ inline void decode_tile(const uint8_t* A, int n, const float* code, f
   }
 }
 
-template <bool kInBlocks, class T, class ScaleOf>
-__device__ inline void decode_tile(const uint8_t* A, const Tile& tile, const float* code, T* out,
-                                   ScaleOf&& scale_of) {
-  __shared__ float table[kThreads];
-  A += tile.first;
-  out += tile.first;
-  const bool whole = tile.count == kTile<T> && is_aligned(A, kPerVector<T>) && is_aligned(out, 16);
-  if (whole) {
-    decode_tile<true, kInBlocks>(A, tile.count, code, table, out, scale_of);
-  } else {
-    decode_tile<false, kInBlocks>(A, tile.count, code, table, out, scale_of);
-  }
-}
-
 // Blocks of 2^shift elements, at least 8, so that no vector crosses from one to the next.
-template <class T>
+template <bool kWhole, class T>
 __global__ void __launch_bounds__(kThreads)
-    dequantize(const uint8_t* A, const float* absmax, int64_t n, const float* code, int shift,
-               T* out) {
-  const Tile tile = tile_at<kTile<T>>(blockIdx.x, n);
+    dequantize(const uint8_t* A, const float* absmax, int64_t begin, int64_t end, const float* code,
+               int shift, T* out) {
+  __shared__ float table[kThreads];
+  const Tile tile = tile_at<kTile<T>>(begin / kTile<T> + blockIdx.x, end);
   absmax += tile.first >> shift;
   const int within = min(shift, 31);  // of a tile
-  decode_tile<true>(A, tile, code, out, [&](int i) { return absmax[i >> within]; });
+  decode_tile<kWhole, true>(A + tile.first, tile.count, code, table, out + tile.first,
+                            [&](int i) { return absmax[i >> within]; });
 }
 
-template <class T>
+template <bool kWhole, class T>
 __global__ void __launch_bounds__(kThreads)
-    dequantize_any(const uint8_t* A, const float* absmax, int64_t n, const float* code,
-                   int64_t blocksize, T* out) {
-  const Tile tile = tile_at<kTile<T>>(blockIdx.x, n);
+    dequantize_any(const uint8_t* A, const float* absmax, int64_t begin, int64_t end,
+                   const float* code, int64_t blocksize, T* out) {
+  __shared__ float table[kThreads];
+  const Tile tile = tile_at<kTile<T>>(begin / kTile<T> + blockIdx.x, end);
   const BlockOf<kTile<T>> block_of(tile.first, blocksize);
-  decode_tile<false>(A, tile, code, out, [&](int i) { return absmax[block_of(i)]; });
+  decode_tile<kWhole, false>(A + tile.first, tile.count, code, table, out + tile.first,
+                             [&](int i) { return absmax[block_of(i)]; });
 }
 
 }  // namespace
@@ -83,19 +73,21 @@ __global__ void __launch_bounds__(kThreads)
 
 void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, const float* code,
                           int64_t blocksize, void* out, DType dtype, Stream stream) {
-  if (n == 0) return;
   const int shift = gpu::log2_of(blocksize);
   gpu::with_type(dtype, [&](auto type) {
     using T = decltype(type);
     T* values = static_cast<T*>(out);
-    const auto blocks = static_cast<unsigned>(gpu::ceil_div(n, gpu::kTile<T>));
-    if (shift >= 3) {
-      gpu::launch(gpu::dequantize<T>, blocks, gpu::kThreads, 0, stream, A, absmax, n, code, shift,
-                  values);
-    } else {
-      gpu::launch(gpu::dequantize_any<T>, blocks, gpu::kThreads, 0, stream, A, absmax, n, code,
-                  blocksize, values);
-    }
+    const bool aligned = gpu::is_aligned(A, gpu::kPerVector<T>) && gpu::is_aligned(values, 16);
+    gpu::in_tiles(n, gpu::kTile<T>, aligned, [&](auto whole, int64_t begin, int64_t end) {
+      const auto blocks = static_cast<unsigned>(gpu::ceil_div(end - begin, gpu::kTile<T>));
+      if (shift >= 3) {
+        gpu::launch(gpu::dequantize<whole.value, T>, blocks, gpu::kThreads, 0, stream, A, absmax,
+                    begin, end, code, shift, values);
+      } else {
+        gpu::launch(gpu::dequantize_any<whole.value, T>, blocks, gpu::kThreads, 0, stream, A,
+                    absmax, begin, end, code, blocksize, values);
+      }
+    });
   });
 }
 

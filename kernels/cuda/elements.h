@@ -30,6 +30,15 @@ __device__ inline Tile tile_at(int64_t number, int64_t n) {
   return {first, rest < kSize ? static_cast<int>(rest) : kSize};
 }
 
+// Calls launch(whole, begin, end) for the elements that fill tiles, and for the rest. They are two
+// kernels, so that the one for few elements takes no registers from the other.
+template <class Launch>
+void in_tiles(int64_t n, int tile, bool aligned, Launch&& launch) {
+  const int64_t whole = aligned ? n - n % tile : 0;
+  if (whole > 0) launch(std::true_type{}, int64_t{0}, whole);
+  if (whole < n) launch(std::false_type{}, whole, n);
+}
+
 // The elements from number i on; those from number n on are zero.
 template <bool kWhole, int kCount, class T>
 __device__ inline Vector<T, kCount> load_elements(const T* from, int i, int n) {

@@ -31,25 +31,18 @@ __device__ inline void encode_tile(const T* A, const float* absmax, int n, int s
   }
 }
 
-template <class T, class Encoder>
+template <bool kWhole, class T, class Encoder>
 __global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
-    encode_tiles(const T* A, const float* absmax, int64_t n, int shift, Codebook4 book,
-                 uint8_t* out) {
+    encode_tiles(const T* A, const float* absmax, int64_t begin, int64_t end, int shift,
+                 Codebook4 book, uint8_t* out) {
+  constexpr int kTile = kQuantizeTile<T>;
   __shared__ Encoder encoder;
   encoder.fill(book);
   __syncthreads();
-  constexpr int kTile = kQuantizeTile<T>;
-  const bool aligned = is_aligned(A, 16) && is_aligned(out, kPerVector<T> / 2);
-  for (int64_t number = blockIdx.x; number * kTile < n; number += gridDim.x) {
-    const Tile tile = tile_at<kTile>(number, n);
-    const T* from = A + tile.first;
-    const float* scales = absmax + (tile.first >> shift);
-    uint8_t* to = out + tile.first / 2;
-    if (aligned && tile.count == kTile) {
-      encode_tile<true>(from, scales, kTile, shift, encoder, to);
-    } else {
-      encode_tile<false>(from, scales, tile.count, shift, encoder, to);
-    }
+  for (int64_t number = begin / kTile + blockIdx.x; number * kTile < end; number += gridDim.x) {
+    const Tile tile = tile_at<kTile>(number, end);
+    encode_tile<kWhole>(A + tile.first, absmax + (tile.first >> shift), kWhole ? kTile : tile.count,
+                        shift, encoder, out + tile.first / 2);
   }
 }
 
@@ -58,14 +51,16 @@ __global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
 
 void encode_4bit(const void* A, DType dtype, int64_t n, const float* absmax, int64_t blocksize,
                  QuantType quant_type, uint8_t* out, Stream stream) {
-  if (n == 0) return;
   gpu::with_type(dtype, [&](auto type) {
     using T = decltype(type);
     gpu::with_encoder(quant_type, [&](auto* encoder) {
       using Encoder = std::remove_pointer_t<decltype(encoder)>;
-      gpu::launch(gpu::encode_tiles<T, Encoder>, gpu::quantize_blocks<T>(n), gpu::kQuantizeThreads,
-                  0, stream, static_cast<const T*>(A), absmax, n, gpu::log2_of(blocksize),
-                  gpu::codebook(quant_type), out);
+      const T* values = static_cast<const T*>(A);
+      gpu::in_quantize_tiles<4>(values, out, n, [&](auto whole, int64_t begin, int64_t end) {
+        gpu::launch(gpu::encode_tiles<whole.value, T, Encoder>,
+                    gpu::quantize_blocks<T>(end - begin), gpu::kQuantizeThreads, 0, stream, values,
+                    absmax, begin, end, gpu::log2_of(blocksize), gpu::codebook(quant_type), out);
+      });
     });
   });
 }

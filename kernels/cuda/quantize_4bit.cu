@@ -6,14 +6,16 @@ namespace bnbx {
 
 void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
                    uint8_t* out, float* absmax, Stream stream) {
-  if (n == 0) return;
   gpu::with_type(dtype, [&](auto type) {
     using T = decltype(type);
     gpu::with_encoder(quant_type, [&](auto* encoder) {
       using Encoder = std::remove_pointer_t<decltype(encoder)>;
-      gpu::launch(gpu::quantize_tiles<T, Encoder>, gpu::quantize_blocks<T>(n),
-                  gpu::kQuantizeThreads, 0, stream, static_cast<const T*>(A), n,
-                  gpu::log2_of(blocksize), gpu::codebook(quant_type), out, absmax);
+      const T* values = static_cast<const T*>(A);
+      gpu::in_quantize_tiles<4>(values, out, n, [&](auto whole, int64_t begin, int64_t end) {
+        gpu::launch(gpu::quantize_tiles<whole.value, T, Encoder>,
+                    gpu::quantize_blocks<T>(end - begin), gpu::kQuantizeThreads, 0, stream, values,
+                    begin, end, gpu::log2_of(blocksize), gpu::codebook(quant_type), out, absmax);
+      });
     });
   });
 }

@@ -1,4 +1,4 @@
-// quantize_blockwise: the tiles of quantize_tile.h with the encoder of encode_8bit.h; blocks of
+// quantize_blockwise: the tiles of quantize_tile.h with the encoders of encode_8bit.h; blocks of
 // other sizes in passes over the tensor.
 #include "cuda/encode_8bit.h"
 #include "cuda/quantize_tile.h"
@@ -9,6 +9,27 @@ namespace {
 
 constexpr int kThreads = kQuantizeThreads;
 constexpr int kTile = 4096;  // of the passes
+
+// Elements for each multiprocessor from which on the table of cells is worth its making.
+constexpr int64_t kManyElements = 1 << 15;
+
+template <bool kWhole, class T>
+__global__ void __launch_bounds__(kThreads, kQuantizeResident)
+    quantize_by_cells(const T* A, int64_t begin, int64_t end, int shift, const float* code,
+                      uint8_t* out, float* absmax) {
+  __shared__ Encoder8 tree;
+  __shared__ CellEncoder8 cells;
+  __shared__ uint32_t segments[QuantizeLayout<T>::kSegments];
+  tree.fill(code);
+  __syncthreads();
+  cells.fill(code, tree);
+  __syncthreads();
+  if (cells.fits()) {
+    quantize_share<kWhole>(A, begin, end, shift, cells, segments, out, absmax);
+  } else {
+    quantize_share<kWhole>(A, begin, end, shift, tree, segments, out, absmax);
+  }
+}
 
 __global__ void clear(uint32_t* magnitudes, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -83,8 +104,13 @@ void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code
     using T = decltype(type);
     const T* values = static_cast<const T*>(A);
     if (shift >= 5 && shift <= 12) {
-      gpu::launch(gpu::quantize_tiles<T, gpu::Encoder8>, gpu::quantize_blocks<T>(n),
-                  gpu::kQuantizeThreads, 0, stream, values, n, shift, code, out, absmax);
+      gpu::in_quantize_tiles<8>(values, out, n, [&](auto whole, int64_t begin, int64_t end) {
+        const bool many = end - begin >= gpu::kManyElements * gpu::multiprocessors();
+        gpu::launch(many ? gpu::quantize_by_cells<whole.value, T>
+                         : gpu::quantize_tiles<whole.value, T, gpu::Encoder8>,
+                    gpu::quantize_blocks<T>(end - begin), gpu::kQuantizeThreads, 0, stream, values,
+                    begin, end, shift, code, out, absmax);
+      });
     } else {
       gpu::quantize_in_passes(values, n, code, blocksize, out, absmax, stream);
     }

@@ -122,27 +122,28 @@ __device__ inline void quantize_tile(const T* A, int n, int shift, const Encoder
   }
 }
 
-template <class T, class Encoder>
+// Quantizes the tiles of a block of threads among those of the elements [begin, end).
+template <bool kWhole, class T, class Encoder>
+__device__ inline void quantize_share(const T* A, int64_t begin, int64_t end, int shift,
+                                      const Encoder& encoder, uint32_t* segments, uint8_t* out,
+                                      float* absmax) {
+  constexpr int kTile = kQuantizeTile<T>;
+  for (int64_t number = begin / kTile + blockIdx.x; number * kTile < end; number += gridDim.x) {
+    const Tile tile = tile_at<kTile>(number, end);
+    quantize_tile<kWhole>(A + tile.first, kWhole ? kTile : tile.count, shift, encoder, segments,
+                          out + tile.first * Encoder::kBits / 8, absmax + (tile.first >> shift));
+  }
+}
+
+template <bool kWhole, class T, class Encoder>
 __global__ void __launch_bounds__(kQuantizeThreads, kQuantizeResident)
-    quantize_tiles(const T* A, int64_t n, int shift, typename Encoder::Source source, uint8_t* out,
-                   float* absmax) {
+    quantize_tiles(const T* A, int64_t begin, int64_t end, int shift,
+                   typename Encoder::Source source, uint8_t* out, float* absmax) {
   __shared__ Encoder encoder;
   __shared__ uint32_t segments[QuantizeLayout<T>::kSegments];
   encoder.fill(source);
   __syncthreads();
-  constexpr int kTile = kQuantizeTile<T>;
-  const bool aligned = is_aligned(A, 16) && is_aligned(out, kPerVector<T> * Encoder::kBits / 8);
-  for (int64_t number = blockIdx.x; number * kTile < n; number += gridDim.x) {
-    const Tile tile = tile_at<kTile>(number, n);
-    const T* from = A + tile.first;
-    uint8_t* to = out + tile.first * Encoder::kBits / 8;
-    float* scales = absmax + (tile.first >> shift);
-    if (aligned && tile.count == kTile) {
-      quantize_tile<true>(from, kTile, shift, encoder, segments, to, scales);
-    } else {
-      quantize_tile<false>(from, tile.count, shift, encoder, segments, to, scales);
-    }
-  }
+  quantize_share<kWhole>(A, begin, end, shift, encoder, segments, out, absmax);
 }
 
 // Blocks of threads that go from tile to tile: what fills the device, and no more than there are.
@@ -151,6 +152,13 @@ unsigned quantize_blocks(int64_t n) {
   const int64_t tiles = ceil_div(n, kQuantizeTile<T>);
   const int64_t resident = int64_t{kQuantizeResident} * multiprocessors();
   return static_cast<unsigned>(tiles < resident ? tiles : resident);
+}
+
+// Calls launch(whole, begin, end) as in_tiles() does, for elements of T and their codes.
+template <int kBits, class T, class Launch>
+void in_quantize_tiles(const T* A, const uint8_t* codes, int64_t n, Launch&& launch) {
+  const bool aligned = is_aligned(A, 16) && is_aligned(codes, kPerVector<T> * kBits / 8);
+  in_tiles(n, kQuantizeTile<T>, aligned, launch);
 }
 
 }  // namespace bnbx::gpu

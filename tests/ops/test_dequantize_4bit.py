@@ -91,6 +91,20 @@ def test_out(dtype):
 
 
 @every_isa
+def test_slices_that_start_anywhere():
+    packed, absmax = random_state(20_000, 64)
+    for dtype, start in itertools.product(DTYPES, (1, 2)):
+        count = 20_000 - 2 * start
+        given = {"A": packed[start:], "absmax": absmax, "blocksize": 64, "quant_type": "nf4"}
+        given |= {"shape": [count], "dtype": dtype}
+        out = torch.full((20_000,), 9.0, dtype=dtype)
+        run("dequantize_4bit.out", **given, out=out[start : start + count])
+        same(out[start : start + count], reference.dequantize_4bit(**given))
+        assert (out[:start] == 9.0).all()
+        assert (out[start + count :] == 9.0).all()
+
+
+@every_isa
 def test_strides_do_not_matter():
     packed, absmax = random_state(700, 64)
     expected = dequantize_4bit(packed, absmax, 64, "nf4", [700], torch.float32)

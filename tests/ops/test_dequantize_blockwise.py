@@ -70,6 +70,21 @@ def test_out():
 
 
 @every_isa
+@pytest.mark.parametrize("blocksize", [64, 100])
+def test_slices_that_start_anywhere(blocksize):
+    codes, absmax = random_state(20_001, blocksize)
+    for dtype in DTYPES:
+        for start in (1, 4):
+            A, scales = codes[start:19_000], absmax[: -(-(19_000 - start) // blocksize)]
+            out = torch.full((20_001,), 9.0, dtype=dtype)
+            given = {"A": A, "absmax": scales, "code": DYNAMIC, "blocksize": blocksize}
+            run("dequantize_blockwise.out", **given, dtype=dtype, out=out[start:19_000])
+            same(out[start:19_000], reference.dequantize_blockwise(**given, dtype=dtype))
+            assert (out[:start] == 9.0).all()
+            assert (out[19_000:] == 9.0).all()
+
+
+@every_isa
 def test_strides_do_not_matter():
     codes, absmax = random_state(33 * 47, 64)
     codes = codes.view(33, 47)

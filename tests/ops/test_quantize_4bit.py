@@ -112,6 +112,16 @@ def test_strides_do_not_matter(dtype):
 
 
 @every_isa
+@pytest.mark.parametrize("blocksize", [32, 4096])
+def test_slices_that_start_anywhere(blocksize):
+    for dtype, start in itertools.product(DTYPES, (1, 4)):
+        A = values(20_000, dtype)[start:]
+        expected = quantize_4bit(A.clone(), blocksize, "fp4", torch.uint8)
+        same(quantize_4bit(A, blocksize, "fp4", torch.uint8), expected)
+        same(expected, reference.quantize_4bit(A, blocksize, "fp4", torch.uint8))
+
+
+@every_isa
 @pytest.mark.parametrize("zero", [0.0, -0.0])
 def test_zero_block(zero):
     A = torch.cat([torch.full((64,), zero), values(64, torch.float32)])

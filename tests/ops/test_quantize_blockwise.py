@@ -79,6 +79,19 @@ def test_sizes(size):
 
 
 @every_isa
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_many_elements(name):
+    code = CODEBOOKS[name]
+    bounds = ((code[:-1] + code[1:]) / 2).clamp(-1.0, 1.0)
+    near = [bounds.nextafter(torch.tensor(side)) for side in (-2.0, 2.0)]
+    edges = torch.cat([torch.ones(1), bounds, *near, torch.tensor([0.0, -0.0, 1e-9, -1e-9, 1e-42])])
+    A = torch.cat([values(70_000, torch.float32), edges]).flip(0)
+    for dtype in DTYPES:
+        given = (A.to(dtype), code, 1024)
+        same(quantize_blockwise(*given), reference.quantize_blockwise(*given))
+
+
+@every_isa
 def test_shapes():
     for shape in ((), (3, 5), (7, 1, 33), (4, 0), (0, 4)):
         check(torch.randn(shape), DYNAMIC, 64)
@@ -91,6 +104,16 @@ def test_strides_do_not_matter():
         expected = quantize_blockwise(A.t().contiguous(), DYNAMIC, 64)
         same(quantize_blockwise(A.t(), DYNAMIC, 64), expected)
         same(quantize_blockwise(strided(A.t()), strided(DYNAMIC), 64), expected)
+
+
+@every_isa
+@pytest.mark.parametrize("blocksize", [64, 4096, 5000])
+def test_slices_that_start_anywhere(blocksize):
+    for dtype in DTYPES:
+        for start in (1, 4):
+            A = values(20_000, dtype)[start:]
+            expected = reference.quantize_blockwise(A, DYNAMIC, blocksize)
+            same(quantize_blockwise(A, DYNAMIC, blocksize), expected)
 
 
 @every_isa
