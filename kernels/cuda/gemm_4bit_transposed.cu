@@ -8,9 +8,6 @@ namespace gpu {
 // delivers at a time.
 using Tile16 = Tile<64, 16, 128, 4, 1, 2, 16>;
 using Tile64 = Tile<64, 64, 64, 4, 2, 1, 16>;
-using LargeTile = Tile<128, 128, 64, 4, 2, 1, 4>;
-using FloatTile16 = Tile<64, 16, 64, 2, 4, 1, 4>;
-using FloatTile64 = Tile<64, 64, 64, 2, 4, 1, 4>;
 
 static void multiply_tiles(const Product4& p, float, Stream stream) {
   if (rows_per_weight(p) <= 16) return launch_tile<float, FloatTile16, true>(p, stream);

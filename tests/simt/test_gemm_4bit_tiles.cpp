@@ -1,0 +1,100 @@
+// Products with 4-bit weights in the largest tile, and of few rows with more rows of the weight
+// than there are blocks: the operations choose both for weights too large for the emulator.
+#include "check.h"
+#include "cuda/launch_4bit.h"
+
+namespace bnbx::test {
+namespace {
+
+// out (M, N) = A (M, K) times the transpose of the weight, or out (M, K) = A (M, N) times it.
+template <class T>
+struct Product {
+  bool transposed;
+  int64_t M, N, K, depth, width;
+  std::vector<T> A, out;
+  std::vector<uint8_t> packed;
+  std::vector<float> absmax;
+
+  Product(bool is_transposed, int64_t m, int64_t n, int64_t k)
+      : transposed(is_transposed),
+        M(m),
+        N(n),
+        K(k),
+        depth(transposed ? N : K),
+        width(transposed ? K : N),
+        A(random_normal<T>(M * depth)),
+        out(M * width),
+        packed(random_bytes<uint8_t>((N * K + 1) / 2)),
+        absmax(random_positive((N * K + 31) / 32)) {}
+
+  gpu::Product4 on_device() {
+    const BlockScales scales{absmax.data(), 32, nullptr, nullptr, nullptr, 1};
+    return gpu::make_product(A.data(), dtype_of<T>(), M, nullptr, 1, N, K, packed.data(), scales,
+                             QuantType::kNF4, nullptr, out.data(), transposed);
+  }
+
+  double weight(int64_t n, int64_t k) const {
+    const int64_t i = n * K + k;
+    const int code = i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15;
+    return static_cast<double>(kNF4.values[code]) * absmax[i / 32];
+  }
+
+  // Compares `count` of the outputs, anywhere, and the last.
+  void check_some(int64_t count) const {
+    for (int64_t i = 0; i <= count; ++i) {
+      const int64_t at = i < count ? random_below(M * width) : M * width - 1;
+      const int64_t m = at / width, column = at % width;
+      double exact = 0.0, squares = 0.0;
+      for (int64_t k = 0; k < depth; ++k) {
+        const double w = transposed ? weight(k, column) : weight(column, k);
+        const double term = number(A[m * depth + k]) * w;
+        exact += term;
+        squares += term * term;
+      }
+      CHECK(close(out[at], exact, std::sqrt(squares) * (eps<T>() + 32 * eps<float>())));
+    }
+  }
+};
+
+template <class T, class Tile, bool kTransposed>
+void test_tile(int64_t M, int64_t N, int64_t K) {
+  Product<T> product(kTransposed, M, N, K);
+  gpu::launch_tile<T, Tile, kTransposed>(product.on_device(), nullptr);
+  product.check_some(2000);
+}
+
+template <class T, int kM>
+void test_gemv(int64_t M, int64_t N, int64_t K) {
+  Product<T> product(false, M, N, K);
+  gpu::launch_gemv<T, kM>(product.on_device(), nullptr);
+  product.check_some(2000);
+}
+
+template <class T>
+void test_large() {
+  for (int64_t K : {64, 160, 352, 131}) {
+    test_tile<T, gpu::LargeTile, false>(130, 129, K);
+    test_tile<T, gpu::LargeTile, true>(130, K, 160);
+  }
+  test_tile<T, gpu::LargeTile, true>(3, 70, 135);
+}
+
+void test_all() {
+  test_large<float16>();
+  test_large<bfloat16>();
+  for_each_type([](auto type) {
+    using T = decltype(type);
+    test_gemv<T, 1>(1, 2 * gpu::kGemvBlocks * gpu::kGemvWidth + 9, 32);
+    test_gemv<T, 2>(3, gpu::kGemvBlocks * gpu::kGemvWidth + 1, 64);
+    // More columns than are staged at once.
+    test_gemv<T, 4>(4, 9, 3 * gpu::kGemvDepth + 32);
+  });
+}
+
+}  // namespace
+}  // namespace bnbx::test
+
+int main() {
+  bnbx::test::for_each_isa(bnbx::test::test_all);
+  return bnbx::test::result();
+}
