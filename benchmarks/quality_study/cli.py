@@ -41,8 +41,9 @@ def arguments() -> argparse.Namespace:
 def measure(options: argparse.Namespace) -> results.Study:
     """Measure what the command line asks for, and write it row by row."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from quality_study import scales, study
+    from quality_study import measures, scales, study
 
+    measures.give_memory_back()
     machine = {**host(("torch", "transformers")), "threads": options.threads}
     found = results.Study(machine, [tokens for _, tokens in study.TEXTS])
     if options.only and options.json and options.json.exists():

@@ -36,8 +36,7 @@ def quantize_with_moments(
     moments
         Mean squares of the layer's inputs, float32 of shape ``(K,)``: scales are searched with
         them as importance. Or mean products of any two inputs, ``(K, K)``: then the error of each
-        column is made good, as far as possible, by those that come after it, and scales are
-        searched with what is left of a column's error once all others have made it good.
+        column is made good, as far as possible, by those that come after it.
     blocksize, compress_statistics, quant_type, quant_storage
         As for ``quantize_4bit``.
 
@@ -48,13 +47,9 @@ def quantize_with_moments(
 
     References
     ----------
-    Frantar et al. 2022, GPTQ, section 3. What is left of an error: Hassibi and Stork 1992, Optimal
-    Brain Surgeon, equation 5.
+    Frantar et al. 2022, GPTQ, section 3.
     """
-    inverse, importance = None, moments
-    if moments.dim() == 2:
-        inverse = damped_inverse(moments)
-        importance = inverse.diagonal().reciprocal().float()
+    importance = moments if moments.dim() == 1 else moments.diagonal().contiguous()
     packed, state = quantize_4bit(
         weight,
         None,
@@ -66,40 +61,27 @@ def quantize_with_moments(
         scale_search=True,
         importance=importance,
     )
-    if inverse is None or weight.numel() == 0:
+    if moments.dim() == 1 or weight.numel() == 0:
         return packed, state
     scales = state.float_absmax()
-    order = moments.diagonal().argsort(descending=True, stable=True)
-    values = with_error_feedback(weight, inverse, order, scales, blocksize, quant_type)
+    values = with_error_feedback(weight, moments, scales, blocksize, quant_type)
     how = (blocksize, quant_type, quant_storage)
     return torch.ops.bnbx.encode_4bit(values, scales, *how), state
 
 
-def damped_inverse(moments: Tensor) -> Tensor:
-    """Return the inverse of mean products of inputs, ``(K, K)``, in float64."""
-    damped = moments.double()
-    mean = damped.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    damped.diagonal().add_(DAMPING * mean)
-    return torch.cholesky_inverse(torch.linalg.cholesky(damped))
-
-
 def with_error_feedback(
-    weight: Tensor,
-    inverse: Tensor,
-    order: Tensor,
-    scales: Tensor,
-    blocksize: int,
-    quant_type: str,
+    weight: Tensor, moments: Tensor, scales: Tensor, blocksize: int, quant_type: str
 ) -> Tensor:
     """Return values on the grid of the scales, float32, for which the outputs change little.
 
-    Columns are rounded in the given order; the scales are given, so the order is free, and those
-    with large inputs had better come first. What rounding a column does to the outputs is taken
-    back by changing those behind it, by the rows of the Cholesky factor of the inverse moments.
+    Columns are rounded in descending order of their moments; the scales are given, so the order
+    is free. What rounding a column does to the outputs is taken back by changing those behind it,
+    by the rows of the Cholesky factor of the inverse moments.
     """
     levels = get_4bit_type(quant_type, weight.device).sort().values
     bounds = (levels[:-1] + levels[1:]) / 2
-    factor = torch.linalg.cholesky(inverse[order][:, order], upper=True).float()
+    order = moments.diagonal().argsort(descending=True, stable=True)
+    factor = _factor(moments[order][:, order])
     of_element = scales.repeat_interleave(blocksize)[: weight.numel()].view(weight.shape)
     # Transposed, so that a column is one piece of memory.
     steps = of_element.t()[order].contiguous()
@@ -119,3 +101,13 @@ def with_error_feedback(
     back = torch.empty_like(values)
     back[order] = values
     return back.t().contiguous()
+
+
+def _factor(moments: Tensor) -> Tensor:
+    """Return the upper Cholesky factor of the inverse of the damped moments."""
+    damped = moments.double()
+    mean = damped.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    damped.diagonal().add_(DAMPING * mean)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor.float()
