@@ -9,10 +9,11 @@ namespace bnbx::gpu {
 
 // For values in [-1, 1]; half-way between two entries it is the lower one.
 //
-// As in kernels/avx/quantize_blockwise.h, the upper bits of a float select a cell, whose table entry
-// says which entry is the first candidate and, by its lower bits, which boundary lies in the cell.
-// Here the cells of magnitudes below 2^-7 are wider, 16 to an octave and not 128: the dynamic maps
-// have their entries above. So both tables of an optimizer take 23 KB, and a value one look-up.
+// As in kernels/avx/quantize_blockwise.h, the upper bits of a float select a cell, whose table
+// entry says which entry is the first candidate and, by its lower bits, which boundary lies in the
+// cell. Here the cells of magnitudes below 2^-7 are wider, 16 to an octave and not 128: the dynamic
+// maps have their entries above. So both tables of an optimizer take 23 KB, and a value one
+// look-up.
 class Nearest256 {
  public:
   static constexpr int kEntries = 256;

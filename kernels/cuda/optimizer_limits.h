@@ -108,8 +108,8 @@ template <class Rule, class States>
 void launch_limits(Batch& batch, const Rule& rule, const Shared& shared, Stream stream) {
   const int64_t chunks = deal(batch, kSquaresChunk);
   if (chunks > 0) {
-    launch(sum_squares<Rule, States>, update_grid<Rule>(chunks), kUpdateThreads, 0, stream, batch, rule,
-           shared);
+    launch(sum_squares<Rule, States>, update_grid<Rule>(chunks), kUpdateThreads, 0, stream, batch,
+           rule, shared);
   }
   launch(set_limits<Rule>, Blocks(batch.count), kUpdateThreads, 0, stream, batch, rule, shared);
 }

@@ -32,8 +32,7 @@ __device__ inline void store_parameter(const Parameter& u, const Shared& shared,
 
 template <class Rule, class States>
 __device__ inline void update_tile(const Parameter& u, const Rule& rule, const Shared& shared,
-                                   const Place& place,
-                                   const typename States::Tables& tables) {
+                                   const Place& place, const typename States::Tables& tables) {
   float step_size = rule.step_size;
   if (shared.max_unorm > 0.0) step_size = step_size * as_float(u.workspace[0]);
   Tile<Rule, States> tile(u, place, tables, shared.gnorm_scale);
@@ -84,8 +83,8 @@ void update_batches(const ParameterUpdate* parameters, int64_t count, const Hype
     if (h.max_unorm > 0.0) launch_limits<Rule, States>(batch, rule, shared, stream);
     const int64_t tiles = deal(batch, kTile);
     if (tiles == 0) return;
-    launch(update_tiles<Rule, States>, update_grid<Rule>(tiles), kUpdateThreads, 0, stream, batch, rule,
-           shared);
+    launch(update_tiles<Rule, States>, update_grid<Rule>(tiles), kUpdateThreads, 0, stream, batch,
+           rule, shared);
   });
 }
 
