@@ -250,6 +250,24 @@ def test_one_call_is_many_calls(limit, name, bits):
 
 @every_isa
 @both_bits
+@pytest.mark.parametrize("limit", [0.0, 0.1])
+def test_many_parameters(limit, bits):
+    """More than the arguments of one kernel hold, of every dtype and at different steps."""
+    shapes = tuple((3 + 37 * (i % 11),) for i in range(90))
+    together = update_blockwise(bits, shapes, torch.float32, max_unorm=limit)
+    together["step"] = [1 + i % 2 for i in range(90)]
+    together["p"] = [p.to(DTYPES[i % 3]) for i, p in enumerate(together["p"])]
+    alone = copy.deepcopy(together)
+    update(**together)
+    lists = [argument for argument in ("g", *WRITTEN, "step") if together[argument]]
+    for i in range(90):
+        update(**{**alone, **{argument: [alone[argument][i]] for argument in lists}})
+    for argument in WRITTEN:
+        same(alone[argument], together[argument])
+
+
+@every_isa
+@both_bits
 def test_the_number_of_threads_changes_no_bit(bits):
     call = update_blockwise(bits, ((100_003,), (77,)), torch.bfloat16)
     alone = copy.deepcopy(call)

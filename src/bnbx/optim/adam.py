@@ -54,9 +54,9 @@ class Adam(KbitOptimizer, rule="adam"):
         :class:`~bnbx.optim.PagedMemory`, says in which directory the files of paged states are, and
         makes the optimizer a paged one. ``block_wise`` is taken for programs written for old
         releases of bitsandbytes and must be True.
-        ``capturable=True`` lets a CUDA graph capture the step: the update is then made of PyTorch's
-        operations, slower outside of a graph, and a rate that is to change has to be a tensor on
-        the parameters' device; percentile clipping and random rounding are refused.
+        ``capturable=True`` lets a CUDA graph capture the step: the kernels then read the step count
+        from tensors, and a rate that is to change has to be a tensor on the parameters' device;
+        percentile clipping and random rounding are refused.
         ``bf16_stochastic_round=True`` rounds parameters of bfloat16 up or down at random, with the
         probability that makes the mean exact; ``kahan_sum=True`` keeps what rounding them loses in
         a second bfloat16. Parameters of other dtypes are rounded as ever; one of both at a time.

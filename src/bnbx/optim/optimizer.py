@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from bnbx.ops import FLOAT_DTYPES, LIVE_NUMBERS, RULES, error
+from bnbx.ops import FLOAT_DTYPES, RULES, error
 from bnbx.optim.batch import Batch, Batches, Constants
-from bnbx.optim.capture import counted_on_host, refuse_uncaptured
+from bnbx.optim.capture import counted_on_host, live_numbers, refuse_uncaptured
 from bnbx.optim.checkpoint import read_groups, read_states
 from bnbx.optim.extras import (
     add_extras,
@@ -306,25 +306,9 @@ class KbitOptimizer(torch.optim.Optimizer):
     def _constants(self, config: dict[str, Any], step: int | None) -> tuple[Any, ...]:
         if step is not None:
             return self._hyperparameters(config, step)
-        # Kernels read those that change when they run: see _live.
+        # Kernels read those that change when they run: see live_numbers.
         _, beta1, beta2, _, _, *others = self._hyperparameters({**config, "lr": 0.0}, 1)
         return 0.0, beta1, beta2, 0.0, 0.0, *others
-
-    def _live(self, batch: Batch) -> Tensor:
-        """Return what the next step needs of each parameter of a batch that is counted on it."""
-        counts = torch.stack([state["step"] for state in batch.states]) + 1
-        constants = self._hyperparameters({**batch.config, "lr": 1.0}, counts)
-        factor, _, _, beta3, alpha, *_ = constants
-        # A rate that is a tensor stays one, so that what it holds at a replay counts.
-        lr = batch.config["lr"]
-        rate = factor * (lr.reshape(()) if isinstance(lr, Tensor) else lr)
-        live = counts.new_empty(len(counts), len(LIVE_NUMBERS))
-        for column, numbers in zip(live.unbind(1), (counts, rate, beta3, alpha), strict=True):
-            if isinstance(numbers, Tensor):
-                column.copy_(numbers)
-            else:
-                column.fill_(numbers)
-        return live
 
     def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the constants of a step from ``lr`` on, in the order of the operation's schema."""
@@ -376,7 +360,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         gradients = batch.gradients if shards is batch.parameters else locals_of(batch.gradients)
         if not all(map(Tensor.is_contiguous, shards)):
             targets = [shard.contiguous() for shard in shards]
-        live = self._live(batch) if batch.is_live else None
+        live = live_numbers(batch, self._hyperparameters) if batch.is_live else None
         steps = [] if batch.is_live else [state["step"] + 1 for state in states]
         if live is None:
             refuse_uncaptured(batch.parameters[0])
