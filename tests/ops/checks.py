@@ -37,6 +37,11 @@ CODEBOOKS = {
 every_isa = pytest.mark.usefixtures("isa")
 
 
+def is_for_gpus(isa: str) -> bool:
+    """Return whether kernels for GPUs run, which cannot check on the host what tensors hold."""
+    return isa.startswith(("warp", "cuda"))
+
+
 def values(size: int | tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:
     """Normal values whose magnitude changes from place to place, as between blocks of a weight."""
     x = torch.randn(size) * scale
