@@ -18,8 +18,10 @@ void select_isa(const std::string& name) {
   for (const simt::Way& way : simt::ways()) {
     if (name == way.name) return simt::use(way);
   }
-  throw std::invalid_argument(
-      "isa: expected a way of the emulator, as available_isas() lists, got '" + name + "'");
+  std::string names;
+  for (const std::string& known : available_isas()) names += (names.empty() ? "" : ", ") + known;
+  throw std::invalid_argument("isa: expected one of " + names + " (what this machine has), got '" +
+                              name + "'");
 }
 
 }  // namespace bnbx
