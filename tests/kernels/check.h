@@ -16,6 +16,13 @@
 
 namespace bnbx::test {
 
+// Whether the kernels are those for GPUs, which cannot check on the host what lies on the device.
+#ifdef BNBX_SIMT
+constexpr bool kForGpus = true;
+#else
+constexpr bool kForGpus = false;
+#endif
+
 inline int failures = 0;
 inline std::string context;  // what is being tested, for the message
 

@@ -90,10 +90,11 @@ struct Weight {
 };
 
 // The error that rounding may make of a sum of terms, of which `squares` is the sum of the squares:
-// a kernel may round the weight to T, and the errors of the terms add up like a random walk.
+// a kernel may round the weight to T, and the errors of the terms add up like a random walk. Where
+// the 16 values of a block all round badly, its standard deviation is half of eps: four of them.
 template <class T>
 double error_of_sum(double squares) {
-  return std::sqrt(squares) * (eps<T>() + 32 * eps<float>());
+  return std::sqrt(squares) * (2 * eps<T>() + 32 * eps<float>());
 }
 
 template <class T>
@@ -147,8 +148,9 @@ void test_products(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t n
   test_gemm_transposed<T>(M, N, K, blocksize, nested_blocksize, quant_type);
 }
 
-// A stack of weights: each expert's rows have the bits that its product alone gives them. The
-// blocks are those of the stack, so an expert's product alone needs them to begin with it.
+// A stack of weights: each expert's rows are what its product alone gives, to the bit on a CPU; on
+// a GPU the numbers of rows choose the tiles, and these the order of the sums. The blocks are those
+// of the stack, so an expert's product alone needs them to begin with it.
 template <class T>
 void test_grouped(const std::vector<int64_t>& rows, int64_t N, int64_t K, QuantType quant_type) {
   const int64_t E = static_cast<int64_t>(rows.size());
@@ -174,8 +176,13 @@ void test_grouped(const std::vector<int64_t>& rows, int64_t N, int64_t K, QuantT
     gemm_4bit_transposed(A_transposed.data() + first * N, dtype_of<T>(), rows[e], N, K, B, scales,
                          quant_type, transposed_alone.data() + first * K, nullptr);
   }
-  for (int64_t i = 0; i < M * N; ++i) CHECK(number(out[i]) == number(alone[i]));
-  for (int64_t i = 0; i < M * K; ++i) CHECK(number(transposed[i]) == number(transposed_alone[i]));
+  const auto same = [](T actual, T expected, int64_t depth) {
+    // Terms of standard normal activations and of weights of at most 2.
+    const double error = kForGpus ? error_of_sum<T>(4.0 * number(static_cast<float>(depth))) : 0.0;
+    return close(actual, number(expected), error);
+  };
+  for (int64_t i = 0; i < M * N; ++i) CHECK(same(out[i], alone[i], K));
+  for (int64_t i = 0; i < M * K; ++i) CHECK(same(transposed[i], transposed_alone[i], N));
 }
 
 // A NaN among the activations takes the outputs of its row, a NaN among the scales, here the last,
