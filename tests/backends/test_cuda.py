@@ -74,12 +74,14 @@ def test_a_kernel_runs_on_the_device_and_the_stream_of_its_tensor(ext, number):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_step_runs_where_its_parameters_are(ext, number):
-    update = types.SimpleNamespace(p=[on_gpu(number)], optimizer_name="lion")
+    update = types.SimpleNamespace(
+        p=[on_gpu(number)], optimizer_name="lion", live=None, unorm_vec=[], qmaps=()
+    )
     CudaBackend(ext).kernel("optimizer_update_32bit")(update, "lion")
     assert ext.calls == [(number, STREAMS[number])]
 
 
 def test_a_step_without_parameters_calls_nothing(ext):
-    update = types.SimpleNamespace(p=[], optimizer_name="lion")
+    update = types.SimpleNamespace(p=[], optimizer_name="lion", live=None, unorm_vec=[])
     CudaBackend(ext).kernel("optimizer_update_32bit")(update, "lion")
     assert ext.calls == []

@@ -100,7 +100,7 @@ def test_gains_of_a_search(model, monkeypatch):
         assert 0.9 * gain.searched < gain.nested < 1.1 * gain.searched
         assert 0 <= gain.nested_worse < 0.2
         assert gain.times.keys() == {"bfloat16", "float32"}
-        assert min(gain.times.values()) > 1
+        assert min(gain.times.values()) > 0
     assert found[0].nested_worse > 0  # of normal values
 
 
