@@ -56,7 +56,7 @@ struct Rule {
   float unit;  // direction * unit is the update, without lr, whose norm max_unorm limits
 
   // Decoupled weight decay: it acts on the parameter.
-  BNBX_HD static float decoupled(const Hyperparameters& h) {
+  BNBX_MEMBER static float decoupled(const Hyperparameters& h) {
     return as_float(1.0 - h.lr * h.weight_decay);
   }
 };
@@ -68,7 +68,7 @@ struct Adam : Rule {
   float sqrt_bias2_inverse;  // 1 / sqrt(1 - beta2^step)
   float eps;
 
-  BNBX_HD Adam(const Hyperparameters& h, int64_t step)
+  BNBX_MEMBER Adam(const Hyperparameters& h, int64_t step)
       : Rule{decoupled(h), as_float(h.lr / bias_correction(h.beta1, step)),
              as_float(1.0 / bias_correction(h.beta1, step))},
         beta1(as_float(h.beta1)),
@@ -98,7 +98,7 @@ struct Momentum : Rule {
   float momentum;
   float weight_decay;
 
-  BNBX_HD Momentum(const Hyperparameters& h, int64_t step)
+  BNBX_MEMBER Momentum(const Hyperparameters& h, int64_t step)
       : Rule{1.0f, as_float(h.lr), 1.0f},
         kept(step == 1 ? 0.0f : as_float(h.beta1)),
         added(step == 1 ? 1.0f : as_float(1.0 - h.beta2)),
@@ -121,7 +121,7 @@ struct RMSprop : Rule {
   static constexpr int kStates = 1;
   float beta, one_minus_beta, eps, weight_decay;
 
-  BNBX_HD RMSprop(const Hyperparameters& h, int64_t)
+  BNBX_MEMBER RMSprop(const Hyperparameters& h, int64_t)
       : Rule{1.0f, as_float(h.lr), 1.0f},
         beta(as_float(h.beta1)),
         one_minus_beta(as_float(1.0 - h.beta1)),
@@ -142,7 +142,7 @@ struct Adagrad : Rule {
   static constexpr int kStates = 1;
   float eps, weight_decay;
 
-  BNBX_HD Adagrad(const Hyperparameters& h, int64_t)
+  BNBX_MEMBER Adagrad(const Hyperparameters& h, int64_t)
       : Rule{1.0f, as_float(h.lr), 1.0f},
         eps(as_float(h.eps)),
         weight_decay(as_float(h.weight_decay)) {}
@@ -161,7 +161,7 @@ struct Lion : Rule {
   static constexpr int kStates = 1;
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
 
-  BNBX_HD Lion(const Hyperparameters& h, int64_t)
+  BNBX_MEMBER Lion(const Hyperparameters& h, int64_t)
       : Rule{decoupled(h), as_float(h.lr), 1.0f},
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),
@@ -185,7 +185,7 @@ struct AdEMAMix : Rule {
   float bias1_inverse, sqrt_bias2_inverse;  // 1 / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
   float alpha, eps;
 
-  BNBX_HD AdEMAMix(const Hyperparameters& h, int64_t step)
+  BNBX_MEMBER AdEMAMix(const Hyperparameters& h, int64_t step)
       : Rule{decoupled(h), as_float(h.lr), 1.0f},
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),
