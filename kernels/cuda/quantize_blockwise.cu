@@ -17,18 +17,17 @@ template <bool kWhole, class T>
 __global__ void __launch_bounds__(kThreads, kQuantizeResident)
     quantize_by_cells(const T* A, int64_t begin, int64_t end, int shift, const float* code,
                       uint8_t* out, float* absmax) {
+  __shared__ Nearest256 nearest;
   __shared__ Encoder8 tree;
-  __shared__ CellEncoder8 cells;
   __shared__ uint32_t segments[QuantizeLayout<T>::kSegments];
+  nearest.build(code);
+  if (nearest.steps() == 0) {
+    quantize_share<kWhole>(A, begin, end, shift, CellEncoder8{nearest}, segments, out, absmax);
+    return;
+  }
   tree.fill(code);
   __syncthreads();
-  cells.fill(code, tree);
-  __syncthreads();
-  if (cells.fits()) {
-    quantize_share<kWhole>(A, begin, end, shift, cells, segments, out, absmax);
-  } else {
-    quantize_share<kWhole>(A, begin, end, shift, tree, segments, out, absmax);
-  }
+  quantize_share<kWhole>(A, begin, end, shift, tree, segments, out, absmax);
 }
 
 __global__ void clear(uint32_t* magnitudes, int64_t count) {
