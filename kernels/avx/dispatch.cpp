@@ -7,6 +7,7 @@
 #include "avx/cpu_features.h"
 #include "avx/gemm_4bit_grouped.h"
 #include "avx/kernel_table.h"
+#include "common/operations.h"
 
 namespace bnbx {
 namespace {
@@ -91,16 +92,7 @@ std::vector<std::string> available_isas() {
 
 void select_isa(const std::string& name) { active().store(&find(name)); }
 
-std::vector<std::string> operations() {
-  return {"quantize_4bit",         "scale_search_4bit",       "encode_4bit",
-          "dequantize_4bit",       "dequantize_4bit.out",     "gemm_4bit",
-          "gemm_4bit_transposed",  "gemm_4bit_grouped",       "gemm_4bit_grouped_transposed",
-          "quantize_blockwise",    "dequantize_blockwise",    "dequantize_blockwise.out",
-          "int8_vectorwise_quant", "int8_vectorwise_dequant", "int8_double_quant",
-          "int8_linear_matmul",    "int8_linear_matmul.out",  "int8_mm_dequant",
-          "int8_scaled_mm",        "int8_mixed_scaled_mm",    "int8_linear",
-          "estimate_quantiles",    "optimizer_update_32bit",  "optimizer_update_blockwise"};
-}
+std::vector<std::string> operations() { return every_operation(); }
 
 void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, QuantType quant_type,
                    uint8_t* out, float* absmax, Stream stream) {

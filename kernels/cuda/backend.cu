@@ -4,12 +4,15 @@
 #include <stdexcept>
 
 #include "bnbx/kernels.h"
+#include "common/operations.h"
 
 namespace bnbx {
 
 static std::string toolkit() {
   return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
 }
+
+std::vector<std::string> operations() { return every_operation(); }
 
 std::string isa() { return "cuda " + toolkit(); }
 

@@ -15,7 +15,6 @@ set(kernels
     int8_scaled_mm
     int8_vectorwise_dequant
     int8_vectorwise_quant
-    operations
     optimizer_update_32bit
     optimizer_update_blockwise
     quantize_4bit

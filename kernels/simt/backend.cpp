@@ -2,9 +2,12 @@
 #include <stdexcept>
 
 #include "bnbx/kernels.h"
+#include "common/operations.h"
 #include "simt/emulator.h"
 
 namespace bnbx {
+
+std::vector<std::string> operations() { return every_operation(); }
 
 std::string isa() { return simt::way().name; }
 

@@ -1,9 +1,12 @@
-// The operations that have kernels in this folder, whichever platform they are compiled for.
-#include "bnbx/kernels.h"
+// The operations of the interface, for the backends that implement all of them.
+#pragma once
+
+#include <string>
+#include <vector>
 
 namespace bnbx {
 
-std::vector<std::string> operations() {
+inline std::vector<std::string> every_operation() {
   return {"quantize_4bit",         "scale_search_4bit",       "encode_4bit",
           "dequantize_4bit",       "dequantize_4bit.out",     "gemm_4bit",
           "gemm_4bit_transposed",  "gemm_4bit_grouped",       "gemm_4bit_grouped_transposed",
