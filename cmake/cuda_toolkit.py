@@ -21,7 +21,7 @@ PACKAGES = ("nvidia-cuda-toolkit", "nvidia-cuda-dev", "libcub-dev", "libthrust-d
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SOURCES = """\
 Types: deb
-URIs: http://deb.debian.org/debian
+URIs: {archive}
 Suites: {release}
 Components: main contrib non-free
 Signed-By: {keys}
@@ -56,7 +56,7 @@ def from_debian(version: str, folder: Path) -> None:
     for name in ("lists/partial", "packages", "root"):
         (work / name).mkdir(parents=True)
     sources = work / "debian.sources"
-    sources.write_text(SOURCES.format(release=release, keys=KEYS))
+    sources.write_text(SOURCES.format(archive=debian_archive(), release=release, keys=KEYS))
     options = {
         "Dir::Etc::SourceList": sources,
         "Dir::Etc::SourceParts": "-",
@@ -72,6 +72,16 @@ def from_debian(version: str, folder: Path) -> None:
         run(["dpkg", "-x", str(package), str(work / "root")], work)
     lay_out(work / "root" / "usr", folder)
     shutil.rmtree(work)
+
+
+def debian_archive() -> str:
+    """Return where this machine takes Debian's packages from."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
+    uris = [line for line in done.stdout.splitlines() if "security" not in line]
+    if not uris:
+        sys.exit("apt-get names no archive: expected a Debian with package lists; run apt-get update")
+    return uris[0]
 
 
 def lay_out(usr: Path, folder: Path) -> None:
