@@ -80,7 +80,7 @@ def debian_archive() -> str:
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
     uris = [line for line in done.stdout.splitlines() if "security" not in line]
     if not uris:
-        sys.exit("apt-get names no archive: expected a Debian with package lists; run apt-get update")
+        sys.exit("apt-get names no archive: expected a Debian whose sources list one")
     return uris[0]
 
 
