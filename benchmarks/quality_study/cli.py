@@ -66,7 +66,9 @@ def measure(options: argparse.Namespace) -> results.Study:
 def main() -> None:
     options = arguments()
     if options.docs:
-        docs.update(options.docs)
+        from quality_study import plot  # the rest needs no matplotlib
+
+        docs.EVIDENCE.update_from(options.docs, plot.draw)
         return
     set_threads(options.threads)
     found = results.load(options.source) if options.source else measure(options)

@@ -99,7 +99,9 @@ def _train_all(
 def main() -> None:
     options = arguments()
     if options.docs:
-        docs.update(options.docs)
+        from training_study import plot  # the rest needs no matplotlib
+
+        docs.EVIDENCE.update_from(options.docs, plot.draw)
         return
     set_threads(options.threads)
     study = load(options.source) if options.source else measure(options)

@@ -151,8 +151,8 @@ def test_plot(tmp_path):
 
 
 def test_without_results_there_is_nothing_to_show(tmp_path):
-    assert docs.section(tmp_path) == ""
+    assert docs.EVIDENCE.section(tmp_path) == ""
 
 
 def test_document_shows_the_committed_results():
-    assert any(docs.EVIDENCE.shows(docs.section(folder)) for folder in RESULTS)
+    assert any(docs.EVIDENCE.shows(docs.EVIDENCE.section(folder)) for folder in RESULTS)

@@ -174,4 +174,4 @@ def test_tables():
 
 
 def test_document_shows_the_committed_results():
-    assert any(docs.EVIDENCE.shows(docs.section(folder)) for folder in RESULTS)
+    assert any(docs.EVIDENCE.shows(docs.EVIDENCE.section(folder)) for folder in RESULTS)
