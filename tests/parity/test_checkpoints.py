@@ -62,8 +62,8 @@ def test_both_read_the_same_model(name, writer, folder):
     mine, theirs = (torch.load(folder / f"{writer}-{reader}")[name] for reader in LIBRARIES)
     assert mine["weights"].keys() == theirs["weights"].keys()
     # bitsandbytes multiplies int8 codes by a rounded 1/127, and rounds the inputs of their products
-    # to float16 first.
-    exact, limit = (1e-6, 5e-2) if "int8" in name else (0.0, 1e-5)
+    # to float16 first. Elsewhere float32 sums differ in their order, torch's own by the run too.
+    exact, limit = (1e-6, 5e-2) if "int8" in name else (0.0, 1e-4)
     for key, value in theirs["weights"].items():
         assert models.difference(mine["weights"][key], value) <= exact, key
     assert models.difference(mine["logits"], theirs["logits"]) < limit
