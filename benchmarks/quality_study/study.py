@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: Tokens of a window; every so many-th summary makes a text.
 WINDOW, STRIDE = 1024, 100
 #: Texts on which models are compared: from which summary on, and how many tokens.
-TEXTS = (((0,), 10 * WINDOW),)
+TEXTS = (((0,), 10 * WINDOW), ((10, 30), 20 * WINDOW))
 #: Where the summaries begin that calibration reads: between those.
 CALIBRATION = (50, 25)
 
