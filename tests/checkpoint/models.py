@@ -35,6 +35,19 @@ def gpt2():
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings))
 
 
+def mixtral():
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "vocab_size": VOCABULARY,
+    }
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings))
+
+
 def save(model, path, dtype=torch.bfloat16, **options):
     """Save a model with random weights and biases; return it."""
     for parameter in model.parameters():

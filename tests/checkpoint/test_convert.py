@@ -8,13 +8,15 @@ import shutil
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import bnbx
 from bnbx.checkpoint import Checkpoint, quantize_checkpoint
 from bnbx.checkpoint.convert import make_settings
+from bnbx.checkpoint.tensor_file import MAX_METADATA
 
-from .models import gpt2, llama, save
+from .models import gpt2, llama, mixtral, save
 
 CASES = {
     "nf4": {},
@@ -23,6 +25,8 @@ CASES = {
     "nf4 in bfloat16": {"storage_dtype": torch.bfloat16, "double_quant": True},
     "int8": {"kind": "int8", "threshold": 5.0},
 }
+#: The default of the files for what `quantize_` nests.
+NOT_NESTED = {"double_quant": False}
 
 
 def load(path):
@@ -45,7 +49,7 @@ def check_equal(got, expected):
 def by_quantize_(model, kind="nf4", storage_dtype=torch.uint8, **options):
     """Return the state_dict of the model quantized in memory."""
     if kind != "int8":
-        options = {"double_quant": False, "quant_storage": storage_dtype, **options}
+        options = {**NOT_NESTED, "quant_storage": storage_dtype, **options}
     bnbx.quantize_(model, kind, skip="lm_head", progress=False, **options)
     return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 
@@ -167,6 +171,26 @@ def test_skip(tmp_path, llama_path, skip, left):
         assert (tensor.kind == "kept") == bool(tensor.reason)
 
 
+@pytest.mark.parametrize("layers_from", ["model", "names"])
+def test_experts_are_named_with_what_quantizes_them(tmp_path, layers_from):
+    save(mixtral(), tmp_path / "src")
+    report = quantize_checkpoint(
+        tmp_path / "src", tmp_path / "dst", layers_from=layers_from, progress=False
+    )
+    prefix = "model.layers.*.block_sparse_moe.experts.*"
+    names = tuple(f"{prefix}.{name}.weight" for name in ("w1", "w2", "w3"))
+    assert report.experts == names
+    line, advice = str(report).splitlines()[-2:]
+    assert line == f"Experts stay as they are: {', '.join(names)}"
+    assert advice.endswith('load the result and call bnbx.quantize_(model, "nf4", skip="lm_head").')
+
+
+def test_nothing_is_said_of_experts_where_there_are_none(tmp_path, llama_path):
+    report = quantize_checkpoint(llama_path, tmp_path / "dst", progress=False)
+    assert report.experts == ()
+    assert "xperts" not in str(report)
+
+
 def test_unused_skips_are_told(tmp_path, llama_path):
     report = quantize_checkpoint(llama_path, tmp_path / "dst", skip=["qproj"], progress=False)
     assert report.unused_skips == ("qproj",)
@@ -184,6 +208,66 @@ def test_a_single_file(tmp_path):
     check_equal(load_file(dst), model.state_dict())
     model.load_state_dict(load_file(dst))
     assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "out.safetensors"}
+
+
+def metadata_of(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_metadata_of_a_file(tmp_path):
+    metadata = {"format": "pt", "modelspec.title": "Größe 🦙", "ss_tags": '{"a": 1}'}
+    src, dst = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"proj.weight": torch.randn(4, 64)}, src, metadata)
+    report = quantize_checkpoint(src, dst, progress=False)
+    assert metadata_of(dst) == metadata
+    assert report.metadata_left_out == ()
+
+
+def test_metadata_of_shards(tmp_path, llama_path):
+    """Every file of the result has what those of the source agree on."""
+    source = shutil.copytree(llama_path, tmp_path / "src")
+    for i, file in enumerate(sorted(source.glob("*.safetensors"))):
+        only = {"first": "yes"} if not i else {}
+        metadata = {"format": "pt", "author": "me", "hash\n": f"{i}", **only}
+        save_file(load_file(file), file, metadata)
+    report = quantize_checkpoint(source, tmp_path / "dst", max_shard_size=60_000, progress=False)
+    files = list((tmp_path / "dst").glob("*.safetensors"))
+    assert len(files) > 1
+    for file in files:
+        assert metadata_of(file) == {"format": "pt", "author": "me", "first": "yes"}
+    assert report.metadata_left_out == ("hash\n",)
+    assert r"Metadata not kept, because the files of the source differ: 'hash\n'" in str(report)
+
+
+def test_metadata_of_all_shards_together_are_bounded(tmp_path, llama_path):
+    source = shutil.copytree(llama_path, tmp_path / "src")
+    for i, file in enumerate(sorted(source.glob("*.safetensors"))):
+        save_file(load_file(file), file, {f"{i}": "x" * (MAX_METADATA // 2)})
+    with pytest.raises(ValueError, match=f"at most {MAX_METADATA} bytes of __metadata__"):
+        quantize_checkpoint(source, tmp_path / "dst", progress=False)
+    assert not (tmp_path / "dst").exists()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_one_bare_layer(tmp_path, kind):
+    """The state_dict of a layer, whose keys have no module's name before them."""
+    layer = torch.nn.Linear(64, 8)
+    src, dst = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(layer.state_dict(), src)
+    quantize_checkpoint(src, dst, kind, progress=False)
+    model = torch.nn.Sequential(layer)
+    bnbx.quantize_(model, kind, progress=False, **({} if kind == "int8" else NOT_NESTED))
+    check_equal(load_file(dst), model[0].state_dict())
+    with pytest.raises(ValueError, match="src: expected a checkpoint that is not quantized"):
+        quantize_checkpoint(dst, tmp_path / "c.safetensors", kind, progress=False)
+
+
+def test_one_bare_conv1d(tmp_path):
+    layer = transformers.pytorch_utils.Conv1D(8, 64)
+    save_file(layer.state_dict(), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="tensor weight: expected .* rows, as its bias"):
+        quantize_checkpoint(tmp_path / "a.safetensors", tmp_path / "b.safetensors", progress=False)
 
 
 def test_what_is_kept_keeps_its_bytes(tmp_path):

@@ -95,6 +95,28 @@ def test_of_bnbx_state_dicts(tmp_path):
     assert errors == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_one_bare_layer(tmp_path, kind):
+    """A file of one layer: its entries have no module's name before them."""
+    source, path = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    model = torch.nn.Sequential(torch.nn.Linear(64, 8))
+    save_file(model[0].state_dict(), source)
+    options = {} if kind == "int8" else {"double_quant": True, **KINDS[kind]}
+    report = bnbx.quantize_(model, kind, progress=False, **options)
+    entries = model[0].state_dict()
+    save_file(entries, path)
+    relative = pytest.approx(report.layers[0].relative_error, rel=1e-5)
+    for reference, expected in ((source, relative), (None, None)):
+        found = inspect_checkpoint(path, reference=reference, progress=False)
+        (weight,) = found.weights
+        assert (weight.name, weight.kind, weight.shape) == ("weight", kind, (8, 64))
+        assert weight.relative_error == expected
+        assert found.bytes_others == entries["bias"].nbytes
+        assert weight.bytes == sum(t.nbytes for t in entries.values()) - found.bytes_others
+    (on_the_fly,) = inspect_checkpoint(source, kind=kind, progress=False, **options).weights
+    assert on_the_fly.relative_error == relative
+
+
 def damaged(path, change):
     tensors = load_file(path)
     change(tensors)

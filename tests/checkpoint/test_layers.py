@@ -8,17 +8,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bnbx.checkpoint import Checkpoint, find_weights, layers
+from bnbx.checkpoint.layers import EXPERTS
 from bnbx.checkpoint.skeleton import Skeleton
 
-from .models import VOCABULARY, gpt2, llama, save
+from .models import VOCABULARY, gpt2, llama, mixtral, save
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": VOCABULARY}
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-def mixtral():
-    settings = {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4}
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings))
 
 
 def bert():
@@ -75,8 +71,8 @@ def test_experts_stay(tmp_path):
         with Checkpoint(tmp_path / "model") as checkpoint:
             weights = find_weights(checkpoint, source=source)
             experts = [name for name in checkpoint.tensors if "experts" in name]
-        assert experts
-        assert set(experts) <= weights.kept.keys()
+        assert len(experts) == 24
+        assert {name for name, reason in weights.kept.items() if reason == EXPERTS} == set(experts)
         assert all("self_attn" in name for name in weights.transposed)
 
 
@@ -101,12 +97,17 @@ def test_names(tmp_path):
         "lm_head": "'lm_head'",
         "model.layers.0.input_layernorm": "'input_layernorm'",
         "model.layers.0.mlp.gate": "'gate'",
-        "model.layers.0.mlp.experts.3.w1": "'experts'",
         "position_embeddings": "'position_embeddings'",
         "score": "'score'",
     }
     tensors = {f"{name}.weight": torch.ones(4, 4) for name in (*linear, *others)}
+    experts = {
+        "model.layers.0.mlp.experts.3.w1.weight": torch.ones(4, 4),
+        "model.layers.0.mlp.experts.down_proj": torch.ones(2, 4, 4),
+    }
     tensors |= {
+        **experts,
+        "model.layers.0.mlp.experts.down_proj_bias": torch.ones(2, 4),
         "conv.weight": torch.ones(2, 2, 2),
         "table": torch.ones(3, 3),
         "a.bias": torch.ones(3),
@@ -118,10 +119,11 @@ def test_names(tmp_path):
     assert set(weights.transposed) == {f"{name}.weight" for name in linear}
     for name, part in others.items():
         assert weights.kept[f"{name}.weight"] == f"{part} in its name"
+    assert {name for name, reason in weights.kept.items() if reason == EXPERTS} == set(experts)
     for name in ("conv.weight", "table", "a.bias"):
         assert "by its name and shape" in weights.kept[name]
     assert weights.kept["double.weight"] == "float64"
-    assert set(weights.skip_modules) == {*others, "double"}
+    assert set(weights.skip_modules) == {*others, "double", "model.layers.0.mlp.experts.3.w1"}
 
 
 def test_without_transformers_names_decide(monkeypatch, llama_path):

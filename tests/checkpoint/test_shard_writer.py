@@ -37,6 +37,15 @@ def test_safetensors_reads_what_it_writes(tmp_path):
         assert all(entry.offset % entry.dtype.itemsize == 0 for entry in file.tensors.values())
 
 
+def test_metadata(tmp_path):
+    metadata = {"format": "np", "title": 'a "Llama" 🦙', "": "x" * 5000}
+    with ShardWriter(tmp_path / "a", [Slot("x", torch.uint8, None)], metadata) as writer:
+        writer.write("x", torch.ones(3, dtype=torch.uint8))
+    with safe_open(tmp_path / "a", "pt") as file:
+        assert file.metadata() == {**metadata, "format": "pt"}
+        assert torch.equal(file.get_tensor("x"), torch.ones(3, dtype=torch.uint8))
+
+
 def test_in_pieces(tmp_path):
     expected = torch.arange(10, dtype=torch.uint8)
     with ShardWriter(tmp_path / "a", [Slot("x", torch.uint8, (10,))]) as writer:

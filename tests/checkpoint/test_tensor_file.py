@@ -9,9 +9,17 @@ import threading
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from bnbx.checkpoint.tensor_file import CHUNK, DTYPES, MAX_HEADER, TensorFile, printable
+from bnbx.checkpoint.tensor_file import (
+    CHUNK,
+    DTYPES,
+    MAX_HEADER,
+    MAX_METADATA,
+    TensorFile,
+    printable,
+)
 
 from .models import raw
 
@@ -115,6 +123,39 @@ def test_the_good_one_is_good(tmp_path):
     (tmp_path / "good").write_bytes(raw({**GOOD, "__metadata__": {"format": "pt"}}, bytes(12)))
     with TensorFile(tmp_path / "good") as file:
         assert list(file.tensors) == ["a", "b"]
+        assert file.metadata == {"format": "pt"}
+
+
+@pytest.mark.parametrize("metadata", [{}, {"": "", "modelspec.title": "Größe 🦙", "n": "1\n2"}])
+def test_metadata_are_those_of_safetensors(tmp_path, metadata):
+    save_file({"a": torch.ones(1)}, tmp_path / "a", metadata)
+    with TensorFile(tmp_path / "a") as file, safe_open(tmp_path / "a", "pt") as theirs:
+        assert file.metadata == (theirs.metadata() or {}) == metadata
+
+
+def test_no_metadata(tmp_path):
+    (tmp_path / "a").write_bytes(raw(GOOD, bytes(12)))
+    with TensorFile(tmp_path / "a") as file:
+        assert file.metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ([], "an object as __metadata__, got []"),
+        (None, "an object as __metadata__, got None"),
+        ({"a": 1}, "Unicode strings in __metadata__, got 1 for 'a'"),
+        ({"a": None}, "got None for 'a'"),
+        ({"a": {"b": "c"}}, "got {'b': 'c'} for 'a'"),
+        ({"a": "\ud800"}, "Unicode strings"),
+        ({"\udfff": "a"}, "Unicode strings"),
+        ({"a": "x" * MAX_METADATA}, f"at most {MAX_METADATA} bytes of __metadata__"),
+    ],
+)
+def test_metadata_that_are_refused(tmp_path, metadata, message):
+    (tmp_path / "a").write_bytes(raw({**GOOD, "__metadata__": metadata}, bytes(12)))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        TensorFile(tmp_path / "a")
 
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path):

@@ -162,3 +162,39 @@ def test_saving_to_files(name, tmp_path):
     x = tokens()
     with torch.inference_mode():
         assert torch.equal(fresh(x).logits, model(x).logits)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_after_loading_a_checkpoint_in_which_experts_stayed(name, kind, tmp_path):
+    """What `bnbx quantize` and transformers leave, the line in the report quantizes."""
+    from bnbx.checkpoint import quantize_checkpoint
+    from bnbx.checkpoint.report import QUANTIZE_EXPERTS
+
+    make(name, torch.bfloat16).save_pretrained(tmp_path / "src")
+    report = quantize_checkpoint(tmp_path / "src", tmp_path / "dst", kind, progress=False)
+    assert report.experts
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "dst")
+    stacks = {key: p for key, p in model.named_parameters() if p.dim() == 3}
+    assert len(stacks) == 4
+    assert {p.dtype for p in stacks.values()} == {torch.bfloat16}
+    assert QUANTIZE_EXPERTS.removesuffix(".") == 'bnbx.quantize_(model, "nf4", skip="lm_head")'
+    quantized = bnbx.quantize_(model, "nf4", skip="lm_head", progress=False)
+    assert {layer.name for layer in quantized.layers} == set(stacks)
+    x = tokens()
+    with torch.inference_mode():
+        logits = model(x).logits
+        expected = bnbx.dequantize_(model)(x).logits
+    # In int8 the inputs are rounded as well.
+    tolerance = 0.02 if kind == "nf4" else 0.1
+    assert (logits - expected).norm() < tolerance * expected.norm()
+
+
+def test_transformers_leaves_experts_in_16_bit(name, tmp_path):
+    make(name, torch.bfloat16).save_pretrained(tmp_path)
+    settings = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=settings
+    )
+    experts = {key: p for key, p in model.named_parameters() if ".experts." in key}
+    assert {p.dtype for p in experts.values()} == {torch.bfloat16}
+    assert "Linear4bit" in {type(module).__name__ for module in model.modules()}

@@ -146,6 +146,7 @@ def quantize_checkpoint(
             layers_from=weights.source,
             files=(*written, *copied),
             left_out=tuple(left_out),
+            metadata_left_out=checkpoint.metadata_in_conflict,
             unused_skips=weights.unused_skips,
             seconds=time.perf_counter() - start,
         )

@@ -29,18 +29,19 @@ def quantized_weights(checkpoint: Checkpoint) -> dict[str, tuple[str, list[str]]
     found: dict[str, tuple[str, list[str]]] = {}
     by_weight: dict[str, list[str]] = {}
     for name in names:
-        weight, mark, _ = name.rpartition(".weight.")
+        # With a dot before: of one bare layer it is `weight.absmax`, without a module's name.
+        module, mark, _ = f".{name}".rpartition(".weight.")
         if mark:
-            by_weight.setdefault(f"{weight}.weight", []).append(name)
+            by_weight.setdefault(f"{module}.weight"[1:], []).append(name)
     for weight, entries in by_weight.items():
         state = next((entry for entry in entries if _STATE in entry), None)
         if state is not None and weight in names:
             found[weight] = (state.rpartition(PACKED_PREFIX)[2], [weight, *entries])
     for name in names:
-        module, _, last = name.rpartition(".")
-        weight = f"{module}.weight"
+        prefix, last = name.removesuffix("SCB"), name.rpartition(".")[2]
+        weight = f"{prefix}weight"
         if last == "SCB" and weight in names:
-            layout = [f"{module}.weight_format"] if f"{module}.weight_format" in names else []
+            layout = [f"{prefix}weight_format"] if f"{prefix}weight_format" in names else []
             found[weight] = ("int8", [weight, name, *layout])
     return {name: found[name] for name in names if name in found}
 

@@ -87,10 +87,11 @@ class Job:
         """
         total = sum(entry.nbytes for entry in self._tensors.values())
         names = [file] if file else _shard_names(len(self._shards))
+        metadata = self._checkpoint.metadata
         with Progress(total, f"to {self._settings.kind}", "B", show=progress) as bar:
             for name, shard in zip(names, self._shards, strict=True):
                 slots = [slot for entry in shard for slot in self._slots[entry.name]]
-                with ShardWriter(directory / name, slots) as writer:
+                with ShardWriter(directory / name, slots, metadata) as writer:
                     for entry in shard:
                         self._write_tensor(writer, entry)
                         bar.advance(entry.nbytes, entry.name)

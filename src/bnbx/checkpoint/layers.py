@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
 SOURCES = ("auto", "model", "names")
 #: Parts of names whose matrices are no weights of linear layers, or are better left as they are:
-#: embeddings, norms, output layers, and the routers and experts of mixtures.
+#: embeddings, norms, output layers, and the routers of mixtures.
 KEPT_PARTS = re.compile(
     r"\w*embed\w*|\w*emb|wte|wpe|shared|\w*norm\w*|ln_?\w*|relative_attention_bias"
     r"|lm_head|embed_out|output|\w*head|heads|score|classifier|pooler|predictions"
-    r"|gate|router|experts"
+    r"|gate|router"
 )
+#: Why matrices of experts stay: in the model they are stacks of three dimensions, which loaders of
+#: quantized checkpoints do not know.
+EXPERTS = "experts of a mixture"
 #: Their linear layers are ``Conv1D``, whose weights lie the other way round: names cannot say so.
 CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 
@@ -107,7 +110,9 @@ def _by_model(checkpoint: Checkpoint, skeleton: Any, skip: Sequence[str]) -> Wei
     for name, entry in checkpoint.tensors.items():
         layer = skeleton.layer_of(name)
         if layer is None:
-            kept[name] = f"no weight of a linear layer of {skeleton.class_name}"
+            is_of_experts = skeleton.is_of_experts(name)
+            other = f"no weight of a linear layer of {skeleton.class_name}"
+            kept[name] = EXPERTS if is_of_experts else other
             continue
         if entry.shape != layer.shape:
             expected = f"shape {layer.shape}, as config.json says"
@@ -139,10 +144,15 @@ def _by_names(checkpoint: Checkpoint, skip: Sequence[str]) -> Weights:
     skip_modules = {"lm_head"}
     for name, entry in checkpoint.tensors.items():
         module, _, last = name.rpartition(".")
-        if last != "weight" or len(entry.shape) != 2:
+        is_matrix = last == "weight" and len(entry.shape) == 2
+        if "experts" in name.split(".") and (is_matrix or len(entry.shape) == 3):
+            kept[name] = EXPERTS
+            skip_modules |= {module} if is_matrix else set()
+            continue
+        if not is_matrix:
             kept[name] = "no weight of a linear layer by its name and shape"
             continue
-        bias = checkpoint.tensors.get(f"{module}.bias")
+        bias = checkpoint.tensors.get(f"{name.removesuffix('weight')}bias")
         if bias is not None and bias.shape != entry.shape[:1]:
             got, hint = f"shape {entry.shape}: a Conv1D?", "Quantize it with layers_from='model'."
             raise error(f"tensor {printable(name)}", f"{bias.shape} rows, as its bias", got, hint)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
+from bnbx.checkpoint.layers import EXPERTS
 from bnbx.checkpoint.tensor_file import printable
 from bnbx.table import readable, table
 
 WHEN = ("before", "after")
+#: What quantizes experts, which no loader of quantized checkpoints does.
+QUANTIZE_EXPERTS = 'bnbx.quantize_(model, "nf4", skip="lm_head").'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,8 @@ class CheckpointReport:
         Names of the files that were written.
     left_out
         Names of what in the source directory was not copied.
+    metadata_left_out
+        Names of what the headers of the source's files say differently; all else is kept.
     unused_skips
         Entries of ``skip`` that no layer has as its name, perhaps misspelt.
     seconds
@@ -62,6 +68,7 @@ class CheckpointReport:
     layers_from: str
     files: tuple[str, ...]
     left_out: tuple[str, ...]
+    metadata_left_out: tuple[str, ...]
     unused_skips: tuple[str, ...]
     seconds: float
 
@@ -69,6 +76,12 @@ class CheckpointReport:
     def quantized(self) -> tuple[TensorReport, ...]:
         """The tensors that were quantized."""
         return tuple(tensor for tensor in self.tensors if tensor.kind != "kept")
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the tensors with experts, which are kept; ``*`` stands for all numbers."""
+        names = (tensor.name for tensor in self.tensors if tensor.reason == EXPERTS)
+        return tuple(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
 
     @property
     def bytes_before(self) -> int:
@@ -98,7 +111,14 @@ class CheckpointReport:
         lines = [table(rows, left=1)]
         how = "by transformers' model" if self.layers_from == "model" else "by their names"
         lines.append(f"Linear layers were told {how}; {self.seconds:.1f} s.")
+        if self.experts:
+            names = ", ".join(printable(name) for name in self.experts)
+            lines.append(f"Experts stay as they are: {names}")
+            lines.append(f"To have them in 4 bits, load the result and call {QUANTIZE_EXPERTS}")
         if self.left_out:
             lines.append("Not copied: " + ", ".join(printable(name) for name in self.left_out))
+        if self.metadata_left_out:
+            names = ", ".join(printable(name) for name in self.metadata_left_out)
+            lines.append(f"Metadata not kept, because the files of the source differ: {names}")
         lines += [f"skip entry {entry!r} is the name of no layer" for entry in self.unused_skips]
         return "\n".join(lines)

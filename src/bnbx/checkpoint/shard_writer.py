@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bnbx.checkpoint.tensor_file import DTYPE_NAMES
+from bnbx.checkpoint.tensor_file import DTYPE_NAMES, METADATA
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Self
@@ -59,9 +59,14 @@ class ShardWriter:
         A file that does not exist.
     slots
         All tensors that will be written.
+    metadata
+        Of the header. ``format`` is ``pt`` in any case, without which transformers reads no file.
     """
 
-    def __init__(self, path: Path, slots: Sequence[Slot]) -> None:
+    def __init__(
+        self, path: Path, slots: Sequence[Slot], metadata: Mapping[str, str] | None = None
+    ) -> None:
+        self._metadata = {**(metadata or {}), "format": "pt"}
         self._slots = {slot.name: slot for slot in slots}
         self._missing = set(self._slots)
         self._late: dict[str, bytes] = {}
@@ -104,7 +109,7 @@ class ShardWriter:
     def _room_of_header(self) -> int:
         """Return where the data begins: behind the longest header that there can be."""
         total = sum(slot.nbytes for slot in self._slots.values())
-        longest = _header(
+        longest = self._header(
             (slot, (LARGEST_LATE,) if slot.shape is None else slot.shape, total, total)
             for slot in self._slots.values()
         )
@@ -123,9 +128,21 @@ class ShardWriter:
             slot = self._slots[name]
             shape = (len(self._late[name]),) if slot.shape is None else slot.shape
             rows.append((slot, shape, begin, begin + math.prod(shape) * slot.dtype.itemsize))
-        header = _header(rows).ljust(self._start - 8)
+        header = self._header(rows).ljust(self._start - 8)
         self._write_at(0, memoryview(len(header).to_bytes(8, "little") + header))
         os.fsync(self._file.fileno())
+
+    def _header(self, rows: Iterable[tuple[Slot, tuple[int, ...], int, int]]) -> bytes:
+        """Return the JSON for tensors with their shapes, begins and ends."""
+        entries = {
+            slot.name: {
+                "dtype": DTYPE_NAMES[slot.dtype],
+                "shape": shape,
+                "data_offsets": (begin, end),
+            }
+            for slot, shape, begin, end in rows
+        }
+        return json.dumps({METADATA: self._metadata, **entries}, separators=(",", ":")).encode()
 
     def _write_at(self, offset: int, data: memoryview) -> None:
         self._file.seek(offset)
@@ -137,17 +154,3 @@ def as_bytes(tensor: Tensor) -> memoryview:
     """Return the memory of a tensor of the CPU, of a copy if it is not contiguous."""
     data: Any = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
     return memoryview(data)
-
-
-def _header(rows: Iterable[tuple[Slot, tuple[int, ...], int, int]]) -> bytes:
-    """Return the JSON for tensors with their shapes, begins and ends."""
-    entries = {
-        slot.name: {
-            "dtype": DTYPE_NAMES[slot.dtype],
-            "shape": shape,
-            "data_offsets": (begin, end),
-        }
-        for slot, shape, begin, end in rows
-    }
-    header = {"__metadata__": {"format": "pt"}, **entries}
-    return json.dumps(header, separators=(",", ":")).encode()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bnbx.checkpoint.optional import need
+from bnbx.nn.experts import expert_weights
 from bnbx.ops import error
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ class Skeleton:
         self._default = base.get_modules_to_not_convert(self._model, None, self._fp32)
         self._tied = self._tied_modules()
         self._linear = dict(self._linear_layers())
+        self._experts = {
+            f"{name}.{weight}"
+            for name, module in self._model.named_modules()
+            for weight in expert_weights(module)
+        }
         self._prepare_names()
 
     def layer_of(self, tensor: str) -> LinearLayer | None:
@@ -81,6 +87,10 @@ class Skeleton:
         module, _, last = name.rpartition(".")
         # What a converter merges or splits is not one weight of the model.
         return self._linear.get(module) if last == "weight" and converter is None else None
+
+    def is_of_experts(self, tensor: str) -> bool:
+        """Whether a tensor of the checkpoint is a matrix of experts, or a stack of them."""
+        return self._renamed(tensor)[0] in self._experts
 
     def others(self, quantized: Iterable[str]) -> list[str]:
         """Return the names of the linear layers that are not among ``quantized``.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bnbx.checkpoint.tensor_file import TensorFile, parse_json, printable
+from bnbx.checkpoint.tensor_file import TensorFile, checked_metadata, parse_json, printable
 from bnbx.ops import error
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Checkpoint:
         The entries of all tensors by name, file after file.
     files
         The open files by name.
+    metadata
+        What the headers say beside tensors, as far as the files agree.
+    metadata_in_conflict
+        Names of what they do not agree on: it is about one file, and not about the checkpoint.
 
     Raises
     ------
@@ -81,6 +86,7 @@ class Checkpoint:
                     self._where[name] = file
             self._check_index()
             self.tensors = {name: file.tensors[name] for name, file in self._where.items()}
+            self.metadata, self.metadata_in_conflict = self._merged_metadata()
             self._close = self._close.pop_all()
 
     def __enter__(self) -> Self:
@@ -104,7 +110,8 @@ class Checkpoint:
             kind = method.get("quant_method", "?") if isinstance(method, dict) else "?"
             return f"quantization_config in {CONFIG} ({kind!r})"
         for name in self._where:
-            if any(mark in name for mark in QUANTIZED_MARKS):
+            # With a dot: the name of a tensor of one bare layer begins with the mark.
+            if any(mark in f".{name}" for mark in QUANTIZED_MARKS):
                 return f"the tensor {printable(name)}"
         return ""
 
@@ -195,6 +202,13 @@ class Checkpoint:
                 raise error(f"{self.root / INDEX}", f"names of {SUFFIX} files", repr(file)[:80])
         self._weight_map = weight_map
         return sorted(set(weight_map.values()))
+
+    def _merged_metadata(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        entries = {entry for file in self.files.values() for entry in file.metadata.items()}
+        counts = collections.Counter(key for key, _ in entries)
+        merged = {key: text for key, text in sorted(entries) if counts[key] == 1}
+        conflicts = tuple(sorted(key for key, count in counts.items() if count > 1))
+        return checked_metadata(merged, f"{self.root}"), conflicts
 
     def _check_index(self) -> None:
         for name, file in self._weight_map.items():

@@ -22,8 +22,13 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+#: The entry of a header that is no tensor.
+METADATA = "__metadata__"
 #: The format's own limit; a header of a million tensors stays below it.
 MAX_HEADER = 100_000_000
+#: Bytes of JSON. Metadata go into every file of a result and must leave room in its header for the
+#: tensors; training settings and thumbnails, the largest that are found, take less.
+MAX_METADATA = 10_000_000
 #: Bytes that are read at a time where a tensor need not be whole.
 CHUNK = 1 << 23
 DTYPES = {
@@ -79,13 +84,15 @@ class TensorFile:
     ----------
     tensors
         The entries of the header by name, in the order of their bytes.
+    metadata
+        What ``__metadata__`` in the header says; nothing without it.
 
     Raises
     ------
     ValueError
         If it is not a regular file, is truncated or longer than its header says, or if the header
-        is too long, not JSON, names a tensor twice, or has offsets that overlap, leave holes or do
-        not fit shape and dtype.
+        is too long, not JSON, names a tensor twice, has offsets that overlap, leave holes or do
+        not fit shape and dtype, or metadata that are too long or anything but strings.
     OSError
         If it cannot be read.
 
@@ -100,6 +107,7 @@ class TensorFile:
         flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         descriptor = os.open(path, os.O_RDONLY | flags)
         self._file = os.fdopen(descriptor, "rb", buffering=0)
+        self.metadata: dict[str, str] = {}
         try:
             self.tensors = {entry.name: entry for entry in self._entries()}
         except BaseException:
@@ -143,9 +151,8 @@ class TensorFile:
         if not stat.S_ISREG(status.st_mode):
             raise self._error("a regular file", "something else")
         header, start = self._header(status.st_size)
-        entries = [
-            self._entry(*item, start) for item in header.items() if item[0] != "__metadata__"
-        ]
+        self.metadata = checked_metadata(header.pop(METADATA, {}), f"{self.path}")
+        entries = [self._entry(*item, start) for item in header.items()]
         # Tensors without elements come before the one that begins where they are.
         entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
         end = start
@@ -205,6 +212,41 @@ def _are_sizes(value: Any) -> bool:
         and len(value) <= 64
         and all(type(size) is int and 0 <= size < 2**63 for size in value)
     )
+
+
+def checked_metadata(value: Any, name: str) -> dict[str, str]:
+    """Return what a header has for ``__metadata__``, if it is few enough strings.
+
+    Parameters
+    ----------
+    value
+        As JSON has it.
+    name
+        What an error calls the file.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, or has half a surrogate pair, which readers of the format refuse.
+    """
+    if not isinstance(value, dict):
+        raise error(name, f"an object as {METADATA}", reprlib.repr(value))
+    for key, text in value.items():
+        if not isinstance(text, str) or not (_is_unicode(key) and _is_unicode(text)):
+            got = f"{reprlib.repr(text)} for {reprlib.repr(key)}"
+            raise error(name, f"Unicode strings in {METADATA}", got)
+    size = len(json.dumps(value))
+    if size > MAX_METADATA:
+        raise error(name, f"at most {MAX_METADATA} bytes of {METADATA}", size)
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_json(text: bytes, name: str) -> dict[str, Any]:
