@@ -117,16 +117,20 @@ void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t b
 }
 
 void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
-               const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
+               const BlockScales& scales, QuantType quant_type, const void* bias, void* out, float*,
                Stream) {
   kernels().gemm_4bit({A, dtype, M, N, K, B, scales, quant_type, bias, out, 0, 0, N});
 }
 
+int64_t gemm_4bit_workspace(DType, int64_t, int64_t, int64_t) { return 0; }
+
 void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
                           const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                          void* out, Stream) {
+                          void* out, float*, Stream) {
   kernels().gemm_4bit_transposed({A, dtype, M, N, K, B, scales, quant_type, nullptr, out, 0, 0, K});
 }
+
+int64_t gemm_4bit_transposed_workspace(DType, int64_t, int64_t, int64_t) { return 0; }
 
 void gemm_4bit_grouped(const void* A, DType dtype, int64_t M, const int64_t* ends, int64_t E,
                        int64_t N, int64_t K, const uint8_t* B, const BlockScales& scales,

@@ -11,22 +11,27 @@ using Tile32 = Tile<32, 32, 128, 2, 2, 2, 16>;
 using Tile64 = Tile<32, 64, 128, 2, 2, 2, 16>;
 using Tile128 = Tile<32, 128, 64, 2, 4, 1, 16>;
 
-static void multiply_tiles(const Product4& p, float, Stream stream) {
-  if (rows_per_weight(p) <= 16) return launch_tile<float, FloatTile16, false>(p, stream);
-  launch_tile<float, FloatTile64, false>(p, stream);
+// Rows of activations up to which reading the weight is all that counts.
+static constexpr int64_t kGemvMost = 4;
+
+// Calls `work` with the tile of a product.
+template <class Work>
+static void with_tile(const Product4& p, float, Work&& work) {
+  if (rows_per_weight(p) <= 16) return work(FloatTile16{});
+  work(FloatTile64{});
 }
 
-template <class T>
-static void multiply_tiles(const Product4& p, T, Stream stream) {
+template <class T, class Work>
+static void with_tile(const Product4& p, T, Work&& work) {
   const int64_t rows = rows_per_weight(p);
   if (!fits<T, LargeTile>() || (16 < rows && rows <= 32)) {
     static_assert(TileMemory<T, Tile32>::bytes(2) <= kLeastShared);
-    return launch_tile<T, Tile32, false>(p, stream);
+    return work(Tile32{});
   }
-  if (is_large(p, p.N)) return launch_tile<T, LargeTile, false>(p, stream);
-  if (rows <= 16) return launch_tile<T, Tile16, false>(p, stream);
-  if (rows <= 64) return launch_tile<T, Tile64, false>(p, stream);
-  launch_tile<T, Tile128, false>(p, stream);
+  if (is_large<T>(p, p.N, p.K)) return work(LargeTile{});
+  if (rows <= 16) return work(Tile16{});
+  if (rows <= 64) return work(Tile64{});
+  work(Tile128{});
 }
 
 void multiply_4bit(const Product4& p, DType dtype, Stream stream) {
@@ -34,10 +39,15 @@ void multiply_4bit(const Product4& p, DType dtype, Stream stream) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t rows = rows_per_weight(p);
-    if (!p.aligned_weight || rows > 4) return multiply_tiles(p, type, stream);
-    if (rows == 1) return launch_gemv<T, 1>(p, stream);
-    if (rows == 2) return launch_gemv<T, 2>(p, stream);
-    launch_gemv<T, 4>(p, stream);
+    if (p.aligned_weight && rows <= kGemvMost) {
+      if (rows == 1) return launch_gemv<T, 1>(p, stream);
+      if (rows == 2) return launch_gemv<T, 2>(p, stream);
+      return launch_gemv<T, 4>(p, stream);
+    }
+    with_tile(p, type, [&](auto tile) {
+      using Tile = decltype(tile);
+      launch_tile<T, Tile, false>(p, count_splits<T, Tile>(p, p.N, p.K), stream);
+    });
   });
 }
 
@@ -45,10 +55,23 @@ void multiply_4bit(const Product4& p, DType dtype, Stream stream) {
 
 void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
                const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
-               Stream stream) {
-  const auto p =
+               float* workspace, Stream stream) {
+  auto p =
       gpu::make_product(A, dtype, M, nullptr, 1, N, K, B, scales, quant_type, bias, out, false);
+  p.workspace = workspace;
   gpu::multiply_4bit(p, dtype, stream);
+}
+
+int64_t gemm_4bit_workspace(DType dtype, int64_t M, int64_t N, int64_t K) {
+  if (M <= gpu::kGemvMost) return 0;
+  const auto p = gpu::sizes_of_product(M, N, K);
+  int64_t sums = 0;
+  gpu::with_type(dtype, [&](auto type) {
+    gpu::with_tile(p, type, [&](auto tile) {
+      sums = gpu::count_sums<decltype(type), decltype(tile), false>(p);
+    });
+  });
+  return sums;
 }
 
 }  // namespace bnbx

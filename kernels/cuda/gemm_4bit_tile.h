@@ -1,5 +1,7 @@
 // A tile of gemm_4bit or gemm_4bit_transposed, for any number of rows: decode a tile of the weight
-// into shared memory, once for all rows of the block, then multiply.
+// into shared memory, once for all rows of the block, then multiply. Blocks with the same
+// blockIdx.x share the depth of a tile: each writes its sums into the workspace, and the kernel
+// that follows adds them in one order.
 #pragma once
 
 #include "cuda/stage_4bit.h"
@@ -25,7 +27,8 @@ struct TileMemory {
   }
 };
 
-// Adds the sums of the groups that share the depth, one after the other, and writes the tile.
+// Adds the sums of the groups that share the depth, one after the other, and writes the tile: the
+// outputs, or this block's part of their sums.
 template <class T, class Tile, bool kTransposed>
 __device__ inline void write_tile(const Product4& p, const RowTile& rows, int64_t first,
                                   const Multiplier<T, Tile>& multiplier, float* sums) {
@@ -39,6 +42,7 @@ __device__ inline void write_tile(const Product4& p, const RowTile& rows, int64_
   }
   __syncthreads();
   const int64_t width = kTransposed ? p.K : p.N;
+  float* part = p.workspace == nullptr ? nullptr : p.workspace + blockIdx.y * p.M * width;
   const T* bias = static_cast<const T*>(p.bias);
   if (bias != nullptr) bias = rows.expert < p.E ? bias + rows.expert * width : nullptr;
   T* out = static_cast<T*>(p.out);
@@ -46,6 +50,10 @@ __device__ inline void write_tile(const Product4& p, const RowTile& rows, int64_
     const int64_t row = rows.begin + i / Tile::kWidth, column = first + i % Tile::kWidth;
     if (row >= rows.end || column >= width) continue;
     float sum = sums[i / Tile::kWidth * Tile::kSumStride + i % Tile::kWidth];
+    if (part != nullptr) {
+      part[row * width + column] = sum;
+      continue;
+    }
     if (bias != nullptr) sum += to_float(bias[column]);
     from_float(sum, out + row * width + column);
   }
@@ -70,10 +78,13 @@ __global__ void __launch_bounds__(Tile::kThreads) multiply_tile(Product4 p) {
   };
   const Stage<T, Tile, kTransposed> stage{p, rows, table, first};
   const int64_t depth = rows.expert < p.E ? stage.depth() : 0;
-  const int64_t steps = (depth + Tile::kDepth - 1) / Tile::kDepth;
+  // Of this block's share of the depth.
+  const int64_t all_steps = (depth + Tile::kDepth - 1) / Tile::kDepth;
+  const int64_t share = (all_steps + gridDim.y - 1) / gridDim.y, first_step = blockIdx.y * share;
+  const int64_t end_step = first_step + share < all_steps ? first_step + share : all_steps;
   // A batch of copies for every step, empty or not, so that counting them works.
   const auto copy = [&](int64_t step, int slot) {
-    if (step < steps) {
+    if (step < end_step) {
       stage.copy_activations(step * Tile::kDepth, A_at(slot));
       if (p.aligned_weight) stage.copy_weight(step * Tile::kDepth, B_at(slot));
     }
@@ -81,13 +92,15 @@ __global__ void __launch_bounds__(Tile::kThreads) multiply_tile(Product4 p) {
   };
 
   const int ahead = p.staged - 1;
-  for (int step = 0; step < ahead; ++step) copy(step, step);
+  for (int slot = 0; slot < ahead; ++slot) copy(first_step + slot, slot);
   RawScale scale{};
-  if (p.aligned_weight && steps > 0) scale = stage.load_unit_scale(0);
+  if (p.aligned_weight && first_step < end_step) {
+    scale = stage.load_unit_scale(first_step * Tile::kDepth);
+  }
   table.fill(p.table);
   Multiplier<T, Tile> multiplier;
   int slot = 0, free_slot = ahead;
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t step = first_step; step < end_step; ++step) {
     const int64_t depth0 = step * Tile::kDepth;
     if (p.aligned_weight) stage.store_unit_scale(depth0, scale, scales);
     if (ahead == 1) {
@@ -110,6 +123,20 @@ __global__ void __launch_bounds__(Tile::kThreads) multiply_tile(Product4 p) {
   }
   write_tile<T, Tile, kTransposed>(p, rows, first, multiplier,
                                    reinterpret_cast<float*>(shared + Memory::kWeight));
+}
+
+static constexpr int kAddThreads = 256;
+
+// The outputs of a product, `width` to a row, from the sums of the blocks that shared its depth.
+template <class T>
+__global__ void __launch_bounds__(kAddThreads) add_splits(Product4 p, int64_t width, int splits) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kAddThreads + threadIdx.x;
+  const int64_t size = p.M * width;
+  if (i >= size) return;
+  float sum = p.workspace[i];
+  for (int split = 1; split < splits; ++split) sum += p.workspace[split * size + i];
+  if (p.bias != nullptr) sum += to_float(static_cast<const T*>(p.bias)[i % width]);
+  from_float(sum, static_cast<T*>(p.out) + i);
 }
 
 }  // namespace bnbx::gpu

@@ -9,34 +9,54 @@ namespace gpu {
 using Tile16 = Tile<64, 16, 128, 4, 1, 2, 16>;
 using Tile64 = Tile<64, 64, 64, 4, 2, 1, 16>;
 
-static void multiply_tiles(const Product4& p, float, Stream stream) {
-  if (rows_per_weight(p) <= 16) return launch_tile<float, FloatTile16, true>(p, stream);
-  launch_tile<float, FloatTile64, true>(p, stream);
+// Calls `work` with the tile of a product.
+template <class Work>
+static void with_tile(const Product4& p, float, Work&& work) {
+  if (rows_per_weight(p) <= 16) return work(FloatTile16{});
+  work(FloatTile64{});
 }
 
-template <class T>
-static void multiply_tiles(const Product4& p, T, Stream stream) {
+template <class T, class Work>
+static void with_tile(const Product4& p, T, Work&& work) {
   if (fits<T, LargeTile>()) {
-    if (is_large(p, p.K)) return launch_tile<T, LargeTile, true>(p, stream);
-    if (rows_per_weight(p) <= 16) return launch_tile<T, Tile16, true>(p, stream);
+    if (is_large<T>(p, p.K, p.N)) return work(LargeTile{});
+    if (rows_per_weight(p) <= 16) return work(Tile16{});
   }
   static_assert(TileMemory<T, Tile64>::bytes(2) <= kLeastShared);
-  launch_tile<T, Tile64, true>(p, stream);
+  work(Tile64{});
 }
 
 void multiply_4bit_transposed(const Product4& p, DType dtype, Stream stream) {
   if (p.M == 0 || p.K == 0) return;
-  with_type(dtype, [&](auto type) { multiply_tiles(p, type, stream); });
+  with_type(dtype, [&](auto type) {
+    with_tile(p, type, [&](auto tile) {
+      using T = decltype(type);
+      using Tile = decltype(tile);
+      launch_tile<T, Tile, true>(p, count_splits<T, Tile>(p, p.K, p.N), stream);
+    });
+  });
 }
 
 }  // namespace gpu
 
 void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
                           const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                          void* out, Stream stream) {
-  const auto p =
+                          void* out, float* workspace, Stream stream) {
+  auto p =
       gpu::make_product(A, dtype, M, nullptr, 1, N, K, B, scales, quant_type, nullptr, out, true);
+  p.workspace = workspace;
   gpu::multiply_4bit_transposed(p, dtype, stream);
+}
+
+int64_t gemm_4bit_transposed_workspace(DType dtype, int64_t M, int64_t N, int64_t K) {
+  const auto p = gpu::sizes_of_product(M, N, K);
+  int64_t sums = 0;
+  gpu::with_type(dtype, [&](auto type) {
+    gpu::with_tile(p, type, [&](auto tile) {
+      sums = gpu::count_sums<decltype(type), decltype(tile), true>(p);
+    });
+  });
+  return sums;
 }
 
 }  // namespace bnbx

@@ -1,9 +1,9 @@
 // gemm_4bit for a few rows of A: as fast as the packed weight can be read.
 //
-// A lane reads 16 bytes, one unit, of each of four rows of the weight, and the next ones before it
-// works on these. Its codes lie in one block, so that a unit needs one scale. The groups of a block
-// share the depth and two sets of four rows among each other; their sums are added through shared
-// memory, in the same order every time. A block goes on to other rows, for which table and
+// A lane reads 16 bytes, one unit, of each of two or four rows of the weight, and the next ones
+// before it works on these. Its codes lie in one block, so that a unit needs one scale. The groups
+// of a block share the depth and its sets of rows among each other; their sums are added through
+// shared memory, in the same order every time. A block goes on to other rows, for which table and
 // activations are there already, so that there is no time without loads under way.
 #pragma once
 
@@ -12,12 +12,19 @@
 namespace bnbx::gpu {
 
 static constexpr int kGemvThreads = 256;
-static constexpr int kGemvSets = 2;  // of weight rows in a block
-static constexpr int kGemvRows = 4;  // weight rows in a set: what a lane has in flight
-static constexpr int kGemvSplits = kGemvThreads / kGroup / kGemvSets;
-static constexpr int kGemvWidth = kGemvSets * kGemvRows;
-static constexpr int kGemvDepth = kGemvSplits * kGroup * kUnit;  // of one step
+static constexpr int kGemvWidth = 8;         // weight rows that a block has at a time
 static constexpr int64_t kGemvBlocks = 264;  // two for each multiprocessor of an H100
+
+// How a block does kM rows of A.
+template <int kM>
+struct GemvShape {
+  // Weight rows of a set: what a lane has in flight. With more sums than these the registers that
+  // two blocks leave each thread, 128, are not enough.
+  static constexpr int kRows = kM <= 2 ? 4 : 2;
+  static constexpr int kSets = kGemvWidth / kRows;
+  static constexpr int kSplits = kGemvThreads / kGroup / kSets;
+  static constexpr int kDepth = kSplits * kGroup * kUnit;  // of one step
+};
 
 // The decoded values of a byte. Of bfloat16 a pair fits into a word, which halves the traffic of
 // shared memory; the weight is rounded to A's type then.
@@ -58,7 +65,7 @@ struct GemvActivations {
 
   T* values;
 
-  // Elements between rows, of which `depth` columns are staged, a multiple of kGemvDepth.
+  // Elements between rows, of which `depth` columns are staged, a multiple of GemvShape::kDepth.
   BNBX_MEMBER static int64_t stride(int64_t depth) { return depth / kUnit * kUnitStride; }
 
   // Stages the rows of a tile from the column `depth0` on.
@@ -84,15 +91,17 @@ struct GemvActivations {
 };
 
 // What a lane has of the weight at a time.
+template <int kRows>
 struct GemvUnits {
-  Vector<uint32_t, 4> codes[kGemvRows];
-  RawScale scales[kGemvRows];
+  Vector<uint32_t, 4> codes[kRows];
+  RawScale scales[kRows];
 };
 
 // Loads the units at `element` and the same place in the rows below; nothing beyond the matrix.
+template <int kRows>
 __device__ inline void load_units(const Product4& p, int64_t element, int rows, bool inside,
-                                  GemvUnits& units) {
-  for (int r = 0; r < kGemvRows; ++r) {
+                                  GemvUnits<kRows>& units) {
+  for (int r = 0; r < kRows; ++r) {
     units.codes[r] = {};
     units.scales[r] = {};
     if (!inside || r >= rows) continue;
@@ -113,15 +122,15 @@ __device__ inline void load_eight(const float* from, float (&values)[8]) {
 }
 
 // Adds to sums the products of a unit of each row with the activations at `unit`.
-template <class T, int kM>
-__device__ inline void multiply_units(const Product4& p, const GemvUnits& units, GemvTable<T> table,
-                                      const T* unit, float (&sums)[kGemvRows][kM]) {
+template <class T, int kRows, int kM>
+__device__ inline void multiply_units(const Product4& p, const GemvUnits<kRows>& units,
+                                      GemvTable<T> table, const T* unit, float (&sums)[kRows][kM]) {
   const int64_t stride = GemvActivations<T>::stride(p.staged);
-  float parts[kGemvRows][kM] = {};
+  float parts[kRows][kM] = {};
   for (int word = 0; word < 4; ++word) {
     float a[kM][8];
     for (int m = 0; m < kM; ++m) load_eight(unit + m * stride + word * 8, a[m]);
-    for (int r = 0; r < kGemvRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const uint32_t codes = units.codes[r].values[word];
       for (int byte = 0; byte < 4; ++byte) {
         const auto pair = table(codes >> 8 * byte & 255u);
@@ -132,7 +141,7 @@ __device__ inline void multiply_units(const Product4& p, const GemvUnits& units,
       }
     }
   }
-  for (int r = 0; r < kGemvRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     const float scale = finish_scale(p.scales, units.scales[r]);
     for (int m = 0; m < kM; ++m) sums[r][m] = fmaf(scale, parts[r][m], sums[r][m]);
   }
@@ -140,12 +149,12 @@ __device__ inline void multiply_units(const Product4& p, const GemvUnits& units,
 
 template <class T, int kM>
 __device__ inline void write_sums(const Product4& p, const RowTile& rows, int64_t first,
-                                  const float (&partial)[kGemvSplits][kGemvWidth * kM]) {
+                                  const float (&partial)[GemvShape<kM>::kSplits][kGemvWidth * kM]) {
   const int m = static_cast<int>(threadIdx.x) / kGemvWidth;
   const int64_t n = first + threadIdx.x % kGemvWidth;
   if (m >= rows.end - rows.begin || n >= p.N) return;
   float sum = 0.0f;
-  for (int split = 0; split < kGemvSplits; ++split) sum += partial[split][threadIdx.x];
+  for (int split = 0; split < GemvShape<kM>::kSplits; ++split) sum += partial[split][threadIdx.x];
   if (p.bias != nullptr && rows.expert < p.E) {
     sum += to_float(static_cast<const T*>(p.bias)[rows.expert * p.N + n]);
   }
@@ -158,17 +167,21 @@ int64_t gemv_shared_bytes(int64_t staged) {
 }
 
 // What a block does one after the other: the steps of the depth, for each of its sets of rows.
+template <int kDepth>
 struct GemvStep {
   int64_t tile, depth0;
 
   __device__ GemvStep next(int64_t depth, int64_t stride) const {
-    if (depth0 + kGemvDepth < depth) return {tile, depth0 + kGemvDepth};
+    if (depth0 + kDepth < depth) return {tile, depth0 + kDepth};
     return {tile + stride, 0};
   }
 };
 
 template <class T, int kM>
 __global__ void __launch_bounds__(kGemvThreads, 2) gemv_4bit(Product4 p) {
+  using Shape = GemvShape<kM>;
+  using Units = GemvUnits<Shape::kRows>;
+  using Step = GemvStep<Shape::kDepth>;
   const RowTile rows = find_row_tile(p, blockIdx.x % p.row_tiles, kM);
   if (rows.begin == rows.end) return;
   unsigned char* shared = dynamic_shared<unsigned char>();
@@ -177,26 +190,26 @@ __global__ void __launch_bounds__(kGemvThreads, 2) gemv_4bit(Product4 p) {
   const GemvActivations<T> activations{reinterpret_cast<T*>(shared + GemvTable<T>::kBytes)};
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kGroup;
-  const int split = thread / kGroup % kGemvSplits, set = thread / kGroup / kGemvSplits;
+  const int split = thread / kGroup % Shape::kSplits, set = thread / kGroup / Shape::kSplits;
   const int own = (split * kGroup + lane) * kUnit;
   const int64_t depth = rows.expert < p.E ? p.K : 0;
   const int64_t tiles = (p.N + kGemvWidth - 1) / kGemvWidth, stride = gridDim.x / p.row_tiles;
-  const auto load = [&](const GemvStep& step, GemvUnits& units) {
-    const int64_t row = step.tile * kGemvWidth + set * kGemvRows, k = step.depth0 + own;
+  const auto load = [&](const Step& step, Units& units) {
+    const int64_t row = step.tile * kGemvWidth + set * Shape::kRows, k = step.depth0 + own;
     const int64_t left = step.tile < tiles ? p.N - row : 0;
     load_units(p, (rows.expert * p.N + row) * p.K + k,
-               static_cast<int>(left < kGemvRows ? left : kGemvRows), k < depth, units);
+               static_cast<int>(left < Shape::kRows ? left : Shape::kRows), k < depth, units);
   };
 
-  __shared__ float partial[2][kGemvSplits][kGemvWidth * kM];
-  float sums[kGemvRows][kM] = {};
-  GemvUnits units, next_units;
-  GemvStep step{blockIdx.x / p.row_tiles, 0};
+  __shared__ float partial[2][Shape::kSplits][kGemvWidth * kM];
+  float sums[Shape::kRows][kM] = {};
+  Units units, next_units;
+  Step step{blockIdx.x / p.row_tiles, 0};
   load(step, units);
   table.fill(p.table);
   int64_t staged = -1;
   for (int buffer = 0; step.tile < tiles;) {
-    const GemvStep next = step.next(depth, stride);
+    const Step next = step.next(depth, stride);
     load(next, next_units);
     if (staged < 0 || step.depth0 < staged || step.depth0 >= staged + p.staged) {
       staged = step.depth0;
@@ -206,14 +219,14 @@ __global__ void __launch_bounds__(kGemvThreads, 2) gemv_4bit(Product4 p) {
     }
     if (step.depth0 + own < depth) {
       const int64_t unit = (step.depth0 - staged + own) / kUnit;
-      multiply_units<T, kM>(p, units, table,
-                            activations.values + unit * GemvActivations<T>::kUnitStride, sums);
+      multiply_units<T>(p, units, table,
+                        activations.values + unit * GemvActivations<T>::kUnitStride, sums);
     }
     if (next.tile != step.tile) {
-      for (int r = 0; r < kGemvRows; ++r) {
+      for (int r = 0; r < Shape::kRows; ++r) {
         for (int m = 0; m < kM; ++m) {
           const float sum = group_sum(sums[r][m]);
-          if (lane == 0) partial[buffer][split][m * kGemvWidth + set * kGemvRows + r] = sum;
+          if (lane == 0) partial[buffer][split][m * kGemvWidth + set * Shape::kRows + r] = sum;
           sums[r][m] = 0.0f;
         }
       }

@@ -1,5 +1,7 @@
-// Which kernel does a product with a 4-bit weight, and its launch.
+// Which kernel does a product with a 4-bit weight, how many blocks share its depth, and its launch.
 #pragma once
+
+#include <algorithm>
 
 #include "cuda/gemm_4bit_tile.h"
 #include "cuda/gemv_4bit.h"
@@ -15,11 +17,17 @@ using LargeTile = Tile<128, 128, 64, 4, 2, 1, 4>;
 using FloatTile16 = Tile<64, 16, 64, 2, 4, 1, 4>;
 using FloatTile64 = Tile<64, 64, 64, 2, 4, 1, 4>;
 
-// A multiprocessor for every block is what large tiles must offer; the H100 has 132 of them.
-static constexpr int64_t kManyBlocks = 100;
+// Columns of the depth that are worth a block of its own. In their time, some 1.5 us on an H100,
+// the kernel runs that adds the blocks' sums. With tiles of 128 rows the sums, written and read,
+// are twice the bytes of the packed weight, and the second-level cache is twice as fast as the
+// memory.
+static constexpr int64_t kLeastShare = 1024;
 
 // Shared memory of a block on the smallest device that has tensor cores (7.5).
 static constexpr int64_t kLeastShared = 64 << 10;
+
+// What the system takes of it for each block, from 8.0 on.
+static constexpr int64_t kReservedShared = 1 << 10;
 
 // Rows that are multiplied with one weight, on average.
 inline int64_t rows_per_weight(const Product4& p) {
@@ -32,29 +40,72 @@ bool fits() {
   return TileMemory<T, Tile>::bytes(2) <= shared_limit();
 }
 
+// Blocks of a tile that a multiprocessor has at a time: two, if shared memory has room for both.
+template <class T, class Tile>
+int64_t resident_blocks(int stages) {
+  const int64_t blocks =
+      (shared_limit() + kReservedShared) / (TileMemory<T, Tile>::bytes(stages) + kReservedShared);
+  return blocks < 2 ? blocks : 2;
+}
+
+// Steps of the depth that a block of a tile has in shared memory: a third one is worth less than
+// another block.
+template <class T, class Tile>
+int count_stages() {
+  return resident_blocks<T, Tile>(3) == resident_blocks<T, Tile>(2) ? 3 : 2;
+}
+
+// Blocks that share the depth of a tile of the product with one weight: as many as the device has
+// at a time. A stack of weights has blocks enough, and only the device knows their depth.
+template <class T, class Tile>
+int64_t count_splits(const Product4& p, int64_t width, int64_t depth) {
+  const int64_t blocks = ceil_div(p.M, Tile::kRows) * ceil_div(width, Tile::kWidth);
+  if (p.ends != nullptr || blocks == 0) return 1;
+  const int64_t room = resident_blocks<T, Tile>(count_stages<T, Tile>()) * multiprocessors();
+  const int64_t most = std::min(room / blocks, depth / kLeastShare);
+  if (most < 2) return 1;
+  const int64_t steps = ceil_div(depth, Tile::kDepth);
+  return ceil_div(steps, ceil_div(steps, most));  // none is left without a step
+}
+
+// Floats of workspace that a product wants.
 template <class T, class Tile, bool kTransposed>
-void launch_tile(Product4 p, Stream stream) {
-  using Memory = TileMemory<T, Tile>;
-  const int64_t rows = count_row_tiles(p, Tile::kRows);
-  const int64_t blocks = rows * ceil_div(kTransposed ? p.K : p.N, Tile::kWidth);
+int64_t count_sums(const Product4& p) {
+  const int64_t width = kTransposed ? p.K : p.N, depth = kTransposed ? p.N : p.K;
+  const int64_t splits = count_splits<T, Tile>(p, width, depth);
+  return splits == 1 ? 0 : splits * p.M * width;
+}
+
+// With p.workspace, `splits` blocks share the depth of each tile; without, one has all of it.
+template <class T, class Tile, bool kTransposed>
+void launch_tile(Product4 p, int64_t splits, Stream stream) {
+  if (splits == 1) p.workspace = nullptr;
+  if (p.workspace == nullptr) splits = 1;
+  const int64_t rows = count_row_tiles(p, Tile::kRows), width = kTransposed ? p.K : p.N;
+  const int64_t blocks = rows * ceil_div(width, Tile::kWidth);
   p.row_tiles = static_cast<uint32_t>(rows);
-  p.staged = Memory::bytes(3) <= shared_limit() ? 3 : 2;
-  launch(&multiply_tile<T, Tile, kTransposed>, Blocks(static_cast<unsigned>(blocks)),
-         Tile::kThreads, Memory::bytes(p.staged), stream, p);
+  p.staged = count_stages<T, Tile>();
+  launch(&multiply_tile<T, Tile, kTransposed>,
+         Blocks(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), Tile::kThreads,
+         TileMemory<T, Tile>::bytes(p.staged), stream, p);
+  if (splits == 1) return;
+  launch(&add_splits<T>, Blocks(static_cast<unsigned>(ceil_div(p.M * width, kAddThreads))),
+         kAddThreads, 0, stream, p, width, static_cast<int>(splits));
 }
 
 // The rows of A, kM of them at a time, or half as many as long as these do not fit.
 template <class T, int kM>
 void launch_gemv(Product4 p, Stream stream) {
   if constexpr (kM > 1) {
-    if (gemv_shared_bytes<T, kM>(kGemvDepth) > shared_limit()) {
+    if (gemv_shared_bytes<T, kM>(GemvShape<kM>::kDepth) > shared_limit()) {
       return launch_gemv<T, kM / 2>(p, stream);
     }
   }
   // All of the rows if that leaves room for a second block.
-  const int64_t all = ceil_div(p.K, kGemvDepth) * kGemvDepth;
+  constexpr int64_t kDepth = GemvShape<kM>::kDepth;
+  const int64_t all = ceil_div(p.K, kDepth) * kDepth;
   const bool fit = all > 0 && gemv_shared_bytes<T, kM>(all) <= shared_limit() / 2;
-  p.staged = static_cast<int>(fit ? all : kGemvDepth);
+  p.staged = static_cast<int>(fit ? all : kDepth);
   const int64_t rows = count_row_tiles(p, kM), tiles = ceil_div(p.N, kGemvWidth);
   const int64_t stride = ceil_div(kGemvBlocks, rows);
   p.row_tiles = static_cast<uint32_t>(rows);
@@ -62,9 +113,12 @@ void launch_gemv(Product4 p, Stream stream) {
          kGemvThreads, gemv_shared_bytes<T, kM>(p.staged), stream, p);
 }
 
-// Whether tiles of 128 x 128 keep the device busy.
-inline bool is_large(const Product4& p, int64_t width) {
-  return rows_per_weight(p) > 64 && ceil_div(p.M, 128) * ceil_div(width, 128) >= kManyBlocks;
+// Whether tiles of 128 x 128 keep three quarters of the multiprocessors busy.
+template <class T>
+bool is_large(const Product4& p, int64_t width, int64_t depth) {
+  const int64_t blocks = ceil_div(p.M, 128) * ceil_div(width, 128);
+  return rows_per_weight(p) > 64 &&
+         4 * blocks * count_splits<T, LargeTile>(p, width, depth) >= 3 * multiprocessors();
 }
 
 }  // namespace bnbx::gpu

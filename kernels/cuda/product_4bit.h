@@ -52,6 +52,7 @@ struct Product4 {
   const uint8_t* B;
   const void* bias;
   void* out;
+  float* workspace;  // of the sums where blocks share the depth of a tile, or null
   const int64_t* ends;
   int64_t E, M, N, K;
   uint32_t row_tiles;  // of the grid, whose blocks are numbered width tile by width tile
@@ -89,6 +90,13 @@ inline Product4 make_product(const void* A, DType dtype, int64_t M, const int64_
   const int64_t row_bytes = (transposed ? N : K) * (dtype == DType::kFloat32 ? 4 : 2);
   p.aligned_rows = (reinterpret_cast<uintptr_t>(A) | static_cast<uintptr_t>(row_bytes)) % 16 == 0;
   p.aligned_weight = reinterpret_cast<uintptr_t>(B) % 16 == 0 && K % kUnit == 0;
+  return p;
+}
+
+// What chooses the kernel of a product with one weight.
+inline Product4 sizes_of_product(int64_t M, int64_t N, int64_t K) {
+  Product4 p{};
+  p.E = 1, p.M = M, p.N = N, p.K = K;
   return p;
 }
 

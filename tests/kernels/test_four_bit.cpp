@@ -104,9 +104,10 @@ void test_gemm(int64_t M, int64_t N, int64_t K, int64_t blocksize, int64_t neste
   const auto bias = random_normal<T>(N);
   const Weight weight(N, K, blocksize, nested_blocksize);
   std::vector<T> out(M * N);
+  std::vector<float> workspace(gemm_4bit_workspace(dtype_of<T>(), M, N, K));
   const bool with_bias = nested_blocksize == 0;
   gemm_4bit(A.data(), dtype_of<T>(), M, N, K, weight.packed.data(), weight.scales, quant_type,
-            with_bias ? bias.data() : nullptr, out.data(), nullptr);
+            with_bias ? bias.data() : nullptr, out.data(), workspace.data(), nullptr);
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t n = 0; n < N; ++n) {
       double exact = with_bias ? number(bias[n]) : 0.0, squares = 0.0;
@@ -126,8 +127,9 @@ void test_gemm_transposed(int64_t M, int64_t N, int64_t K, int64_t blocksize,
   const auto A = random_normal<T>(M * N);
   const Weight weight(N, K, blocksize, nested_blocksize);
   std::vector<T> out(M * K);
+  std::vector<float> workspace(gemm_4bit_transposed_workspace(dtype_of<T>(), M, N, K));
   gemm_4bit_transposed(A.data(), dtype_of<T>(), M, N, K, weight.packed.data(), weight.scales,
-                       quant_type, out.data(), nullptr);
+                       quant_type, out.data(), workspace.data(), nullptr);
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t k = 0; k < K; ++k) {
       double exact = 0.0, squares = 0.0;
@@ -172,9 +174,9 @@ void test_grouped(const std::vector<int64_t>& rows, int64_t N, int64_t K, QuantT
     scales.absmax += e * N * K / 64;
     const uint8_t* B = stack.packed.data() + e * N * K / 2;
     gemm_4bit(A.data() + first * K, dtype_of<T>(), rows[e], N, K, B, scales, quant_type,
-              bias.data() + e * N, alone.data() + first * N, nullptr);
+              bias.data() + e * N, alone.data() + first * N, nullptr, nullptr);
     gemm_4bit_transposed(A_transposed.data() + first * N, dtype_of<T>(), rows[e], N, K, B, scales,
-                         quant_type, transposed_alone.data() + first * K, nullptr);
+                         quant_type, transposed_alone.data() + first * K, nullptr, nullptr);
   }
   const auto same = [](T actual, T expected, int64_t depth) {
     // Terms of standard normal activations and of weights of at most 2.
@@ -194,7 +196,7 @@ void test_not_finite(int64_t M, int64_t N, int64_t K, QuantType quant_type) {
   std::vector<T> clean(M * N), out(M * N);
   const auto product = [&](std::vector<T>& result) {
     gemm_4bit(A.data(), dtype_of<T>(), M, N, K, weight.packed.data(), weight.scales, quant_type,
-              nullptr, result.data(), nullptr);
+              nullptr, result.data(), nullptr, nullptr);
   };
   product(clean);
   A.back() = rounded<T>(std::numeric_limits<float>::quiet_NaN());
@@ -231,6 +233,8 @@ void test_all() {
       test_products<T>(33, 65, 300, 128, 0, quant_type);
       test_products<T>(17, 290, 64, 64, 256, quant_type);
       test_products<T>(130, 33, 320, 128, 0, quant_type);
+      test_gemm<T>(6, 7, 2112, 64, 0, quant_type);
+      test_gemm_transposed<T>(6, 2112, 7, 64, 0, quant_type);
     });
   }
 }

@@ -1,5 +1,6 @@
-// Products with 4-bit weights in the largest tile, and of few rows with more rows of the weight
-// than there are blocks: the operations choose both for weights too large for the emulator.
+// Products with 4-bit weights in the largest tile, with any number of blocks that share the depth,
+// and of few rows with more rows of the weight than there are blocks: the operations choose them
+// for weights too large for the emulator.
 #include "check.h"
 #include "cuda/launch_4bit.h"
 
@@ -57,9 +58,12 @@ struct Product {
 };
 
 template <class T, class Tile, bool kTransposed>
-void test_tile(int64_t M, int64_t N, int64_t K) {
+void test_tile(int64_t M, int64_t N, int64_t K, int64_t splits = 1) {
   Product<T> product(kTransposed, M, N, K);
-  gpu::launch_tile<T, Tile, kTransposed>(product.on_device(), nullptr);
+  auto p = product.on_device();
+  std::vector<float> workspace(splits * M * product.width);
+  p.workspace = workspace.data();
+  gpu::launch_tile<T, Tile, kTransposed>(p, splits, nullptr);
   product.check_some(2000);
 }
 
@@ -77,17 +81,52 @@ void test_large() {
     test_tile<T, gpu::LargeTile, true>(130, K, 160);
   }
   test_tile<T, gpu::LargeTile, true>(3, 70, 135);
+  // As many blocks as there are steps of the depth, fewer, and more.
+  for (int64_t splits : {2, 3, 5, 7}) {
+    test_tile<T, gpu::LargeTile, false>(130, 129, 320, splits);
+    test_tile<T, gpu::LargeTile, true>(3, 259, 135, splits);
+  }
+}
+
+void test_splits_of_floats() {
+  for (int64_t splits : {2, 4, 6}) {
+    test_tile<float, gpu::FloatTile16, false>(5, 65, 250, splits);
+    test_tile<float, gpu::FloatTile64, true>(67, 250, 65, splits);
+  }
+}
+
+// One wave of blocks at most, none for fewer than 1024 columns, and none without a step.
+void test_count_of_splits() {
+  const int64_t room = 2 * gpu::multiprocessors();
+  using Tile = gpu::FloatTile64;
+  const auto count = [](int64_t M, int64_t N, int64_t K) {
+    return gpu::count_splits<float, Tile>(gpu::sizes_of_product(M, N, K), N, K);
+  };
+  CHECK(count(5, 60, 2047) == 1);
+  CHECK(count(5, 60, 2048) == 2);
+  CHECK(count(5, 60, 1 << 20) == room);
+  CHECK(count(64 * room, 64, 1 << 20) == 1);
+  CHECK(count(32 * room, 64, 1 << 20) == 2);
+  CHECK(count(0, 64, 4096) == 1 && count(5, 0, 4096) == 1 && count(5, 64, 0) == 1);
+  auto stack = gpu::sizes_of_product(5, 60, 4096);
+  const int64_t end = 5;
+  stack.ends = &end;
+  CHECK((gpu::count_splits<float, Tile>(stack, 60, 4096)) == 1);
 }
 
 void test_all() {
   test_large<float16>();
   test_large<bfloat16>();
+  test_splits_of_floats();
+  test_count_of_splits();
   for_each_type([](auto type) {
     using T = decltype(type);
     test_gemv<T, 1>(1, 2 * gpu::kGemvBlocks * gpu::kGemvWidth + 9, 32);
     test_gemv<T, 2>(3, gpu::kGemvBlocks * gpu::kGemvWidth + 1, 64);
     // More columns than are staged at once.
-    test_gemv<T, 4>(4, 9, 3 * gpu::kGemvDepth + 32);
+    test_gemv<T, 4>(4, 9, 3 * gpu::GemvShape<4>::kDepth + 32);
+    test_gemv<T, 2>(2, 9, 3 * gpu::GemvShape<2>::kDepth + 32);
+    test_gemv<T, 4>(7, gpu::kGemvBlocks * gpu::kGemvWidth + 5, 96);
   });
 }
 

@@ -89,15 +89,19 @@ void encode_4bit(const void* A, DType dtype, int64_t n, const float* absmax, int
                  QuantType quant_type, uint8_t* out, Stream stream);
 void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t blocksize,
                      QuantType quant_type, void* out, DType dtype, Stream stream);
-// out (M, N) = A (M, K) times the transpose of B (N, K), plus bias (N, in A's dtype, or null).
+// out (M, N) = A (M, K) times the transpose of B (N, K), plus bias (N, in A's dtype, or null). The
+// workspace has as many floats as the function below says, which need not be set. If it is null,
+// the product does without, more slowly.
 void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, const uint8_t* B,
                const BlockScales& scales, QuantType quant_type, const void* bias, void* out,
-               Stream stream);
+               float* workspace, Stream stream);
+int64_t gemm_4bit_workspace(DType dtype, int64_t M, int64_t N, int64_t K);
 
 // out (M, K) = A (M, N) times B (N, K): the gradient of gemm_4bit with respect to its A.
 void gemm_4bit_transposed(const void* A, DType dtype, int64_t M, int64_t N, int64_t K,
                           const uint8_t* B, const BlockScales& scales, QuantType quant_type,
-                          void* out, Stream stream);
+                          void* out, float* workspace, Stream stream);
+int64_t gemm_4bit_transposed_workspace(DType dtype, int64_t M, int64_t N, int64_t K);
 
 // The same for E weights in one, B (E, N, K): expert e has the rows of A (M rows in all), and of
 // out, from ends[e - 1] (0 for the first) to before ends[e]. Rows behind the last expert's become

@@ -84,26 +84,39 @@ cdef k.BlockScales make_scales(uintptr_t absmax, int64_t blocksize, uintptr_t ab
     return scales
 
 
-def gemm_4bit(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr_t B,
-              uintptr_t absmax, int64_t blocksize, int quant_type, uintptr_t bias,
+def gemm_4bit(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr_t workspace,
+              uintptr_t B, uintptr_t absmax, int64_t blocksize, int quant_type, uintptr_t bias,
               uintptr_t absmax_8bit, uintptr_t absmax_code, uintptr_t absmax_offset,
               int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
     cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
                                             absmax_offset, absmax_blocksize)
     with nogil:
         k.gemm_4bit(<const void*> A, <k.DType> dtype, M, N, K, <const uint8_t*> B, scales,
-                    <k.QuantType> quant_type, <const void*> bias, <void*> out, <k.Stream> stream)
+                    <k.QuantType> quant_type, <const void*> bias, <void*> out,
+                    <float*> workspace, <k.Stream> stream)
 
 
-def gemm_4bit_transposed(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr_t B,
-                         uintptr_t absmax, int64_t blocksize, int quant_type,
-                         uintptr_t absmax_8bit, uintptr_t absmax_code, uintptr_t absmax_offset,
-                         int64_t absmax_blocksize, uintptr_t out, uintptr_t stream):
+def gemm_4bit_workspace(int dtype, int64_t M, int64_t N, int64_t K):
+    """Return how many float32 of workspace gemm_4bit needs."""
+    return k.gemm_4bit_workspace(<k.DType> dtype, M, N, K)
+
+
+def gemm_4bit_transposed_workspace(int dtype, int64_t M, int64_t N, int64_t K):
+    """Return how many float32 of workspace gemm_4bit_transposed needs."""
+    return k.gemm_4bit_transposed_workspace(<k.DType> dtype, M, N, K)
+
+
+def gemm_4bit_transposed(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K,
+                         uintptr_t workspace, uintptr_t B, uintptr_t absmax, int64_t blocksize,
+                         int quant_type, uintptr_t absmax_8bit, uintptr_t absmax_code,
+                         uintptr_t absmax_offset, int64_t absmax_blocksize, uintptr_t out,
+                         uintptr_t stream):
     cdef k.BlockScales scales = make_scales(absmax, blocksize, absmax_8bit, absmax_code,
                                             absmax_offset, absmax_blocksize)
     with nogil:
         k.gemm_4bit_transposed(<const void*> A, <k.DType> dtype, M, N, K, <const uint8_t*> B,
-                               scales, <k.QuantType> quant_type, <void*> out, <k.Stream> stream)
+                               scales, <k.QuantType> quant_type, <void*> out, <float*> workspace,
+                               <k.Stream> stream)
 
 
 def gemm_4bit_grouped(uintptr_t A, int dtype, int64_t M, uintptr_t ends, int64_t E, int64_t N,

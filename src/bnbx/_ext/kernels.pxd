@@ -89,9 +89,11 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
     void dequantize_4bit(const uint8_t*, const float*, int64_t, int64_t, QuantType, void*, DType,
                          Stream) except +
     void gemm_4bit(const void*, DType, int64_t, int64_t, int64_t, const uint8_t*,
-                   const BlockScales&, QuantType, const void*, void*, Stream) except +
+                   const BlockScales&, QuantType, const void*, void*, float*, Stream) except +
+    int64_t gemm_4bit_workspace(DType, int64_t, int64_t, int64_t) except +
     void gemm_4bit_transposed(const void*, DType, int64_t, int64_t, int64_t, const uint8_t*,
-                              const BlockScales&, QuantType, void*, Stream) except +
+                              const BlockScales&, QuantType, void*, float*, Stream) except +
+    int64_t gemm_4bit_transposed_workspace(DType, int64_t, int64_t, int64_t) except +
     void gemm_4bit_grouped(const void*, DType, int64_t, const int64_t*, int64_t, int64_t, int64_t,
                            const uint8_t*, const BlockScales&, QuantType, const void*, void*,
                            Stream) except +

@@ -189,11 +189,16 @@ class NativeBackend:
         *nested: Any,
         transposed: bool = False,
     ) -> Tensor:
-        kernel = self.ext.gemm_4bit_transposed if transposed else self.ext.gemm_4bit
+        ext = self.ext
+        kernel = ext.gemm_4bit_transposed if transposed else ext.gemm_4bit
+        ask = ext.gemm_4bit_transposed_workspace if transposed else ext.gemm_4bit_workspace
         columns = shapeB[1 if transposed else 0]
         rows = out.numel() // columns if columns else 0
+        size = ask(DTYPES[A.dtype], rows, *shapeB)
+        workspace = A.new_empty(size, dtype=torch.float32) if size else None
         call = (A, B, absmax, blocksize, quant_type, bias, *nested)
-        return self._call_4bit(kernel, (rows, *shapeB), transposed, out, *call)
+        sizes = (rows, *shapeB, _pointer(workspace))
+        return self._call_4bit(kernel, sizes, transposed, out, *call)
 
     def _call_4bit(
         self,
