@@ -15,11 +15,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "kernels" / "cuda").glob("*.cu"))
-#: The least optimization, because ptxas takes most of the time; as in kernels/cuda/CMakeLists.txt,
-#: but that warnings are errors. Clang has not been tested with the newest toolkits, and would say so.
+#: As in kernels/cuda/CMakeLists.txt, but with less optimization, because ptxas takes most of the
+#: time, and warnings are errors, but those on loops that clang leaves as they are, on a function
+#: that libstdc++ itself uses, and on toolkits that are newer than this clang.
 FLAGS = (
     *("-x", "cuda", "-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"),
-    *("-Wno-unknown-cuda-version", f"-I{ROOT / 'kernels'}", f"-I{ROOT / 'kernels' / 'include'}"),
+    *("-Wno-pass-failed", "-Wno-deprecated-declarations", "-Wno-unknown-cuda-version"),
+    *(f"-I{ROOT / 'kernels'}", f"-I{ROOT / 'kernels' / 'include'}"),
 )
 #: As in the session cuda: with and without asynchronous copies.
 ARCHITECTURES = ("sm_75", "sm_90")
@@ -50,7 +52,7 @@ def main() -> None:
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = list(pool.map(compiled, commands))
-    print(f"{len(SOURCES)} sources: {done.count(True)} passed, {done.count(False)} failed")  # noqa: T201
+    print(f"{done.count(True)} passed, {done.count(False)} failed")  # noqa: T201 (the result)
     sys.exit(not all(done))
 
 

@@ -1,8 +1,8 @@
 """Registers, spills and shared memory of the CUDA kernels, as ``-Xptxas -v`` prints them.
 
 ``record COMMAND...`` runs a compiler and keeps what it says beside the object that it writes; CMake
-calls it so with ``-DBNBX_KERNEL_RESOURCES=ON``. ``table BUILD_FOLDER`` makes a table of it, and puts
-it into a document that has one.
+calls it so with ``-DBNBX_KERNEL_RESOURCES=ON``. ``table BUILD_FOLDER`` makes a table of it, which
+``--into`` puts into a document.
 """
 
 from __future__ import annotations
