@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bnbx.codebooks import create_dynamic_map
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Rows and columns of the weights: one projection of a 7B model, 32 MiB in 16 bit.
 SIZE = 4096
@@ -61,6 +66,15 @@ def weight_4bit(*shape: int, nested: bool) -> dict[str, Any]:
     absmax_8bit, absmax = torch.ops.bnbx.quantize_blockwise(absmax - offset, code, 256)
     scales = {"absmax_8bit": absmax_8bit, "absmax_code": code, "absmax_offset": offset}
     return {**weight, "absmax": absmax, **scales}
+
+
+def write_report(report: Any, rows: str, file: Path) -> None:
+    """Write a dataclass as JSON, each of its ``rows`` to a line; the folder is made."""
+    content = dataclasses.asdict(report)
+    lines = ",\n".join(json.dumps(row) for row in content.pop(rows))
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f'{head},\n "{rows}": [\n{lines}\n]}}\n')
 
 
 def set_threads(threads: int) -> None:

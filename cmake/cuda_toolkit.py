@@ -1,9 +1,9 @@
 """Puts a CUDA toolkit into a folder, for the sessions that build with several of them.
 
-``cuda_toolkit.py 13.4 FOLDER`` links what the package index has, which pip must have installed.
+``cuda_toolkit.py 13.4 FOLDER`` links what the package index has, which pip must have installed;
+``12.6`` puts together the three packages with all that clang needs, but no nvcc.
 ``cuda_toolkit.py 12.4 FOLDER`` and ``11.8`` take Debian's packages, with apt's own programs but
 without touching the system: nothing is installed, the lists and the sources are in the folder.
-Prints the path of the compiler.
 """
 
 from __future__ import annotations
@@ -37,12 +37,17 @@ LIBRARIES        =+ $(_SPACE_) "-L$(TOP)/lib64"
 TOOLS = ("ptxas", "fatbinary", "cudafe++", "bin2c", "nvlink", "cuobjdump", "__nvcc_device_query")
 
 
-def from_index(folder: Path) -> None:
-    """Link the toolkit of the package index that this Python has installed."""
-    found = sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu13"))
-    if not found:
-        sys.exit('no toolkit: pip install "cuda-toolkit[nvcc,cudart,crt,nvvm,cccl,culibos]==13.*"')
-    folder.symlink_to(found[-1])
+def from_index(version: str, folder: Path, site: Path) -> None:
+    """Take the toolkit of the package index that is installed in ``site``."""
+    if version.startswith("12"):
+        parts = [site / "nvidia" / name for name in ("cuda_nvcc", "cuda_runtime", "cuda_cccl")]
+        for part in parts:
+            shutil.copytree(part, folder, dirs_exist_ok=True)
+        (folder / "bin" / "ptxas").chmod(0o755)
+        # Clang's own headers include it, of which nothing here is used.
+        (folder / "include" / "curand_mtgp32_kernel.h").touch()
+        return
+    folder.symlink_to(site / "nvidia" / "cu13")
     library = folder / "lib" / "libcudart.so"
     if not library.exists():  # CMake looks for it, though nothing is linked with it
         library.symlink_to("libcudart.so.13")
@@ -120,18 +125,20 @@ def run(command: list[str], folder: Path) -> None:
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("version", help="13.x, or one of " + ", ".join(DEBIAN))
-    parser.add_argument("folder", type=Path, help="made, unless a toolkit is there")
+    parser.add_argument("version", help="of the toolkit, such as 13.4")
+    parser.add_argument("folder", type=Path, help="made; what Debian's packages gave is kept")
     options = parser.parse_args()
     folder = options.folder.absolute()
-    if not (folder / "bin" / "nvcc").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if options.version in DEBIAN:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if options.version in DEBIAN:
+        if not (folder / "bin" / "nvcc").exists():
+            shutil.rmtree(folder, ignore_errors=True)
             from_debian(options.version, folder)
-        else:
-            from_index(folder)
-    print(folder / "bin" / "nvcc")  # noqa: T201 (the result)
+        return
+    if folder.is_symlink():  # to an environment that may be gone
+        folder.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+    from_index(options.version, folder, Path(sysconfig.get_path("purelib")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Registers, spills and shared memory of the CUDA kernels, as ``-Xptxas -v`` prints them.
 
 ``record COMMAND...`` runs a compiler and keeps what it says beside the object that it writes; CMake
-calls it so with ``-DBNBX_KERNEL_RESOURCES=ON``. ``table BUILD_FOLDER`` makes a table of it.
+calls it so with ``-DBNBX_KERNEL_RESOURCES=ON``. ``table BUILD_FOLDER`` makes a table of it, which
+``--into`` puts into a document.
 """
 
 from __future__ import annotations
@@ -118,6 +119,17 @@ def table(folder: Path, architecture: str | None) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def put_into(document: Path, lines: str) -> None:
+    """Replace the table of a document, which has the same header."""
+    header = f"| {' | '.join(HEADER)} |\n"
+    text = document.read_text()
+    before, found, rest = text.partition(header)
+    if not found:
+        raise SystemExit(f"{document}: expected a table with the header\n{header}")
+    after = re.sub(r"\A(\|.*\n)*", "", rest)
+    document.write_text(f"{before}{lines}\n{after}")
+
+
 def main() -> int:
     """Do what the command line says."""
     if sys.argv[1:2] == ["record"]:
@@ -126,8 +138,13 @@ def main() -> int:
     parser.add_argument("command", choices=["table"])
     parser.add_argument("folder", type=Path, help="where CMake has built")
     parser.add_argument("--architecture", metavar="90", help="of this one only")
+    parser.add_argument("--into", type=Path, metavar="DOCUMENT", help="instead of printing it")
     options = parser.parse_args()
-    print(table(options.folder, options.architecture))  # noqa: T201 (what it is for)
+    lines = table(options.folder, options.architecture)
+    if options.into:
+        put_into(options.into, lines)
+    else:
+        print(lines)  # noqa: T201 (what it is for)
     return 0
 
 

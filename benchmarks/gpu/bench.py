@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import gc
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import bnbx
 from bnbx.backends import BACKENDS
 from gpu import cases, report
 from gpu.timing import interleaved
+from side_by_side.libraries import MISSING
+from side_by_side.report import host
 
 
 def machine(device: torch.device, rounds: int) -> dict[str, Any]:
     """Return what is measured on."""
     loaded = [b for b in BACKENDS if b.device_type == device.type and not b.reason]
-    installed = {d.name: d.version for d in metadata.distributions()}
-    peer = installed.get("bitsandbytes", "absent")
-    versions = {"bnbx": bnbx.__version__, "torch": torch.__version__, "bitsandbytes": peer}
+    about = host(("torch", "bitsandbytes"))
     found = {
-        "device": platform.processor() or platform.machine(),
+        "device": about["cpu"],
         "kernels": ", ".join(f"{b.name} ({b.details['isa']})" for b in loaded) or "none",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "date": dt.datetime.now(tz=dt.timezone.utc).date().isoformat(),
+        "versions": ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
+        "date": about["date"],
         "clock": f"medians of {rounds} samples",
     }
     if device.type == "cuda":
@@ -43,12 +39,12 @@ def measure(options: argparse.Namespace) -> report.Report:
     """Time what the command line asks for."""
     device = torch.device(options.device)
     sizes = cases.small(device) if options.small else cases.Sizes(device)
-    found, missing = cases.libraries()
+    found = cases.libraries()
     copy = cases.copy(sizes)
     times, _ = interleaved(copy.sides, 5, device)
     bandwidth = copy.moved / times["torch"].median
     run = report.Report(machine(device, options.rounds), bandwidth)
-    run.left_out += [missing] if missing else []
+    run.left_out += [f"{name}: {why}" for name, why in MISSING.items()]
     for case in cases.all_cases(sizes, found):
         if options.only and not any(part in case.name for part in options.only):
             continue

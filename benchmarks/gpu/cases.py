@@ -12,6 +12,7 @@ from torch import nn
 
 import bnbx
 from gpu.timing import Call
+from side_by_side.libraries import bitsandbytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -244,10 +245,7 @@ def _step(sizes: Sizes, libraries: dict[str, ModuleType], count: int, numel: int
     return Case(f"Adam8bit {count} x {numel}", labels, moved, sides)
 
 
-def libraries() -> tuple[dict[str, ModuleType], str]:
-    """Return bnbx and, if it is installed, bitsandbytes, and otherwise why not."""
-    try:
-        import bitsandbytes
-    except ImportError as failure:
-        return {"bnbx": bnbx}, f"bitsandbytes: {failure}"
-    return {"bnbx": bnbx, "bitsandbytes": bitsandbytes}, ""
+def libraries() -> dict[str, ModuleType]:
+    """Return bnbx and, if it is installed, bitsandbytes."""
+    found = {"bnbx": bnbx, "bitsandbytes": bitsandbytes()}
+    return {name: library for name, library in found.items() if library}

@@ -1,13 +1,15 @@
 """Builds, tests and times the CUDA kernels on this machine's GPU, without a network.
 
-What has to be installed: torch for CUDA, nvcc, CMake, Ninja, Cython and pytest; compute-sanitizer
-and bitsandbytes take part if they are there. Nothing is installed: what is built lies in build/gpu.
+What has to be installed: torch for CUDA, NumPy, safetensors, nvcc, CMake, Ninja, Cython and pytest;
+compute-sanitizer and bitsandbytes take part if they are there. Nothing is installed: what is built
+lies in build/gpu.
 The results are written to benchmarks/results/DEVICE.json, and as tables beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -15,6 +17,10 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "gpu"
@@ -30,6 +36,13 @@ from bnbx.backends import BACKENDS
 if not any(b.device_type == "cuda" and b.operations for b in BACKENDS):
     sys.exit("no CUDA kernels are loaded; the lines above say why")
 """
+#: What each step imports, beside torch.
+NEEDED = {
+    "build": ("Cython", "numpy", "safetensors"),
+    "test": ("pytest", "numpy", "safetensors"),
+    "sanitize": ("pytest", "numpy", "safetensors"),
+    "bench": ("numpy", "safetensors"),
+}
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 
 
@@ -50,9 +63,26 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment in which the bnbx that was built is found."""
+    """Return the environment in which the bnbx that was built is found, and programs of Python."""
     paths = [str(SITE), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    programs = (os.environ.get("PATH", ""), sysconfig.get_path("scripts"))
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PATH": os.pathsep.join(filter(None, programs)),
+    }
+
+
+def program(name: str) -> str | None:
+    """Return where a program is."""
+    return shutil.which(name, path=environment()["PATH"])
+
+
+def missing(steps: Collection[str]) -> list[str]:
+    """Return what these steps need that is not installed."""
+    packages = dict.fromkeys(name for step in steps for name in ("torch", *NEEDED[step]))
+    found = [name for name in packages if importlib.util.find_spec(name) is None]
+    return [*found, *(["cmake"] if "build" in steps and not program("cmake") else [])]
 
 
 def run(*command: str | Path) -> bool:
@@ -75,11 +105,11 @@ def build(options: argparse.Namespace) -> bool:
         "Python_EXECUTABLE": sys.executable,
     }
     defines = [f"-D{name}={value}" for name, value in configure.items()]
-    if shutil.which("ninja"):
+    if program("ninja"):
         defines.append("-GNinja")
     compiled = (
         run("cmake", "-S", ROOT, "-B", BUILD, *defines)
-        and run("cmake", "--build", BUILD, "--parallel")
+        and run("cmake", "--build", BUILD, f"-j{os.cpu_count()}")
         and run("cmake", "--install", BUILD, "--prefix", SITE)
     )
     if not compiled:
@@ -101,12 +131,12 @@ def test(options: argparse.Namespace) -> bool:
     return run(*_pytest(options), options.tests, *select)
 
 
-def sanitize(options: argparse.Namespace) -> bool:
-    """Run some of the tests under compute-sanitizer."""
-    sanitizer = shutil.which("compute-sanitizer")
+def sanitize(options: argparse.Namespace) -> bool | None:
+    """Run some of the tests under compute-sanitizer, if it is here."""
+    sanitizer = program("compute-sanitizer")
     if sanitizer is None:
-        print("compute-sanitizer is not here: left out")
-        return True
+        print("compute-sanitizer is not here")
+        return None
     select = (*_pytest(options), "tests/ops", "-k", SANITIZED)
     how = ("--error-exitcode=1", "--target-processes=all")
     done = [run(sanitizer, f"--tool={tool}", *how, *select) for tool in options.tools]
@@ -153,13 +183,16 @@ def main(given: list[str] | None = None) -> None:
     if options.source:
         print(_text_of(options.source, markdown=False))
         return
+    if absent := missing(options.steps):
+        sys.exit(f"not installed: {', '.join(absent)}")
     steps = {"build": build, "test": test, "sanitize": sanitize, "bench": bench}
-    done = {}
+    done: dict[str, bool | None] = {}
     for name in STEPS:
         if name in options.steps:
             done[name] = steps[name](options)
             if name == "build" and not done[name]:
                 break
-    print(", ".join(f"{name}: {'passed' if ok else 'failed'}" for name, ok in done.items()))
-    if not all(done.values()):
+    said = {True: "passed", False: "failed", None: "left out"}
+    print(", ".join(f"{name}: {said[ok]}" for name, ok in done.items()))
+    if False in done.values():
         sys.exit(1)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from side_by_side.timing import Times
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -37,15 +39,6 @@ class Call:
 
     functions: Sequence[Function]
     wall: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Seconds per call: the median and the minimum of the samples."""
-
-    median: float
-    minimum: float
-    samples: int
 
 
 class _Sampler:

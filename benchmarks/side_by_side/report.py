@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bnbx
-from common import default_threads
+from common import default_threads, write_report
 from side_by_side.comparison import Result
 from side_by_side.libraries import isas
 from side_by_side.limits import Work
@@ -51,11 +51,7 @@ class Report:
 
     def save(self, file: Path) -> None:
         """Write everything, a result to a line; the folder is made."""
-        content = dataclasses.asdict(self)
-        results = ",\n".join(json.dumps(result) for result in content.pop("results"))
-        head = json.dumps(content, indent=1).removesuffix("\n}")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f'{head},\n "results": [\n{results}\n]}}\n')
+        write_report(self, "results", file)
 
 
 def load(file: Path) -> Report:

@@ -122,7 +122,7 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
 #endif
 }
 
-__device__ inline uint32_t pack(float low, float high, float16 type) {
+__device__ inline uint32_t pack(float low, float high, [[maybe_unused]] float16 type) {
 #if __CUDA_ARCH__ >= 800
   uint32_t pair;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
@@ -132,7 +132,7 @@ __device__ inline uint32_t pack(float low, float high, float16 type) {
 #endif
 }
 
-__device__ inline uint32_t pack(float low, float high, bfloat16 type) {
+__device__ inline uint32_t pack(float low, float high, [[maybe_unused]] bfloat16 type) {
 #if __CUDA_ARCH__ >= 800
   uint32_t pair;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));

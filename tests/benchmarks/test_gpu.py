@@ -8,7 +8,8 @@ import torch
 import bnbx
 from gpu import cases, cli, report
 from gpu.report import Bar, Report, Row
-from gpu.timing import Call, Times, interleaved
+from gpu.timing import Call, interleaved
+from side_by_side.timing import Times
 
 GEMM = {"operation": "gemm_4bit", "N": 64, "K": 64}
 CPU = torch.device("cpu")
@@ -65,6 +66,12 @@ def test_verdicts():
     assert report.mean_speedup(recorded()) == pytest.approx(1.0)
 
 
+def test_only_what_is_as_fast_as_another_is_given_a_tolerance():
+    run = recorded()
+    run.rows = [row({**GEMM, "M": 16}, 75, bnbx=1.01, bitsandbytes=1.0, torch_bf16=2.0)]
+    assert [line[-1] for line in report.bars(run).rows[:2]] == ["missed by 1.01x", "met"]
+
+
 def test_file_round_trip(tmp_path):
     file = tmp_path / "folder" / "results.json"
     recorded().save(file)
@@ -86,6 +93,15 @@ def test_steps_can_be_chosen():
     assert cli.arguments(["--steps", "bench", "--only", "gemm"]).only == ["gemm"]
     with pytest.raises(SystemExit):
         cli.arguments(["--steps", "deploy"])
+
+
+def test_what_is_not_installed_is_named_before_anything_runs(monkeypatch):
+    monkeypatch.setitem(cli.NEEDED, "test", ("no_such_package",))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(cli.sysconfig, "get_path", lambda _: "")
+    assert cli.missing(["build", "test"]) == ["no_such_package", "cmake"]
+    with pytest.raises(SystemExit, match="not installed: no_such_package"):
+        cli.main(["--steps", "test"])
 
 
 def test_every_case_runs():

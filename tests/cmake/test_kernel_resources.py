@@ -51,6 +51,19 @@ def test_one_architecture(folder):
     assert lines[2:] == ["| decode_4bit | `decode` | 1 | 32 | 0 | 0 |"]
 
 
+@needs_binutils
+def test_the_table_of_a_document_is_replaced(folder, tmp_path):
+    document = tmp_path / "cuda.md"
+    header = "| " + " | ".join(kernel_resources.HEADER) + " |"
+    document.write_text(f"Before.\n\n{header}\n| -- |\n| old |\n\nAfter.\n\n| other |\n")
+    table = kernel_resources.table(folder, "90")
+    kernel_resources.put_into(document, table)
+    assert document.read_text() == f"Before.\n\n{table}\n\nAfter.\n\n| other |\n"
+    document.write_text("Nothing.\n")
+    with pytest.raises(SystemExit, match="expected a table"):
+        kernel_resources.put_into(document, table)
+
+
 def test_nothing_recorded(tmp_path):
     with pytest.raises(SystemExit, match="BNBX_KERNEL_RESOURCES"):
         kernel_resources.table(tmp_path, None)
