@@ -26,13 +26,10 @@ struct GemvShape {
   static constexpr int kDepth = kSplits * kGroup * kUnit;  // of one step
 };
 
-// The decoded values of a byte. Of bfloat16 a pair fits into a word, which halves the traffic of
-// shared memory; the weight is rounded to A's type then.
+// The decoded values of a byte. Of 16-bit types a pair fits into a word, which halves the traffic
+// of shared memory; the weight is rounded to A's type then.
 template <class T>
-struct GemvTable : PairTable<16> {};
-
-template <>
-struct GemvTable<bfloat16> {
+struct GemvTable {
   static constexpr int kCopies = 32;
   static constexpr int kBytes = 256 * kCopies * 4;
   struct Pair {
@@ -45,16 +42,19 @@ struct GemvTable<bfloat16> {
     for (int i = static_cast<int>(threadIdx.x); i < 256 * kCopies;
          i += static_cast<int>(blockDim.x)) {
       const int byte = i / kCopies;
-      pairs[i] = pack(table.values[byte >> 4], table.values[byte & 15], bfloat16{});
+      pairs[i] = pack(table.values[byte >> 4], table.values[byte & 15], T{});
     }
   }
 
   __device__ Pair operator()(uint32_t byte) const {
     Pair pair;
-    unpack(pairs[byte * kCopies + threadIdx.x % kCopies], &pair.first, &pair.second, bfloat16{});
+    unpack(pairs[byte * kCopies + threadIdx.x % kCopies], &pair.first, &pair.second, T{});
     return pair;
   }
 };
+
+template <>
+struct GemvTable<float> : PairTable<16> {};
 
 // Activations in shared memory: 16 bytes behind each unit let eight lanes, a unit each, read from
 // different banks.

@@ -12,8 +12,9 @@ namespace bnbx::gpu {
 void multiply_4bit(const Product4& p, DType dtype, Stream stream);
 void multiply_4bit_transposed(const Product4& p, DType dtype, Stream stream);
 
-// Tiles of both products. Large ones decode once for 128 rows, which saves them a large table.
-using LargeTile = Tile<128, 128, 64, 4, 2, 1, 4>;
+// Tiles of both products. With fewer copies of its table LargeTile, whose limit is shared memory,
+// would wait for the table half as long as for all else.
+using LargeTile = Tile<128, 128, 64, 4, 2, 1, 16>;
 using FloatTile16 = Tile<64, 16, 64, 2, 4, 1, 4>;
 using FloatTile64 = Tile<64, 64, 64, 2, 4, 1, 4>;
 

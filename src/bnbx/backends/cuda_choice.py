@@ -1,8 +1,8 @@
 """Which products with a 4-bit weight are left to torch on an NVIDIA GPU, after decoding the weight.
 
 The kernels read 0.5 bytes for each weight and decode it again for every 128 rows of activations.
-Decoding first moves 2.5 bytes more (in float32 8.5), but torch's product then runs at the full rate
-of the tensor cores, of which ``mma.sync`` reaches some 60 % from compute capability 9.0 on.
+Decoding first moves 2.5 bytes before torch's product begins (in float32 4.5), but that then runs at
+the full rate of the tensor cores. docs/cuda.md has the arithmetic.
 """
 
 from __future__ import annotations
@@ -29,16 +29,22 @@ class _Ways(NamedTuple):
 
 #: The first line that fits is taken. None of these numbers has been measured; they are reasoned:
 #:
-#: - Hopper: a product at M rows takes 2 M / 650 TFLOP/s by torch, 2 M / 350 TFLOP/s by the kernels;
-#:   decoding takes 2.5 to 4.5 bytes / 3 TB/s, less if the decoded weight stays in the L2 cache.
-#: - Ampere and Ada: mma.sync has the full rate, so that decoding pays off later.
+#: - Hopper, 9.0: ``mma.sync`` has some 60 % of the tensor cores' rate, and shared memory sets the
+#:   same limit, so that a second tile of rows costs about as much as decoding first. A decoded
+#:   weight of up to 2^24 elements stays in the second-level cache; a larger one takes bandwidth.
+#: - 10.0 and 11.0 have more bandwidth for each multiprocessor, and no better ``mma.sync``.
+#: - 8.0 has ``mma.sync`` at its full rate. So do 8.6 to 8.9 and 12.0, with half the bandwidth, so
+#:   that decoding pays off later still.
 #: - Turing has no bf16 in its tensor cores and no asynchronous copies; what is older has none.
 #: - float32 has no tensor cores in the kernels. Torch's product is several times faster where it
 #:   may use TF32, some 1.5 times where it may not.
 _WAYS = (
-    _Ways((9, 0), 2**24, float32=64, float16=384, bfloat16=384),
-    _Ways((9, 0), float("inf"), float32=64, float16=512, bfloat16=512),
-    _Ways((8, 0), float("inf"), float32=64, float16=1024, bfloat16=1024),
+    _Ways((12, 0), float("inf"), float32=64, float16=1024, bfloat16=1024),
+    _Ways((10, 0), float("inf"), float32=64, float16=129, bfloat16=129),
+    _Ways((9, 0), 2**24, float32=64, float16=129, bfloat16=129),
+    _Ways((9, 0), float("inf"), float32=64, float16=257, bfloat16=257),
+    _Ways((8, 6), float("inf"), float32=64, float16=1024, bfloat16=1024),
+    _Ways((8, 0), float("inf"), float32=64, float16=513, bfloat16=513),
     _Ways((7, 5), float("inf"), float32=64, float16=128, bfloat16=5),
     _Ways((0, 0), float("inf"), float32=32, float16=5, bfloat16=5),
 )
