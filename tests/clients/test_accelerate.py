@@ -6,6 +6,7 @@ from typing import Any
 
 import accelerate
 import pytest
+import safetensors
 import torch
 import transformers
 from accelerate.utils import BnbQuantizationConfig, load_and_quantize_model
@@ -51,6 +52,26 @@ def test_load_and_quantize_model(architecture, name, checkpoint, bnb, tmp_path):
     limit = 0.6 if "4" in name else 0.2
     assert models.difference(models.outputs(model), models.outputs(exact)) < limit
     assert model.generate(models.tokens(), max_new_tokens=3, do_sample=False).shape == (2, 15)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it asks for nothing more")
+@pytest.mark.parametrize(
+    ("name", "device", "kind", "message"),
+    [
+        ("nf4", "cpu", ValueError, "Some modules are dispatched on the CPU"),
+        ("int8", "cpu", RuntimeError, "accelerator device when none is available"),
+        ("nf4", CPU, safetensors.SafetensorError, "device .* is invalid"),
+        ("int8", CPU, safetensors.SafetensorError, "device .* is invalid"),
+    ],
+)
+def test_what_accelerate_refuses(name, device, kind, message, checkpoint):
+    """If this ends, the row in docs/compatibility.md is out of date."""
+    with accelerate.init_empty_weights():
+        model = transformers.AutoModelForCausalLM.from_config(models.CONFIGS["llama"])
+    weights = str(checkpoint("llama") / "model.safetensors")
+    config = BnbQuantizationConfig(**CONFIGS[name], torch_dtype=torch.float32)
+    with pytest.raises(kind, match=message):
+        load_and_quantize_model(model, config, weights_location=weights, device_map={"": device})
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "nf4 nested", "fp4 in bfloat16", "int8"])

@@ -75,6 +75,20 @@ def output(model: Any) -> torch.Tensor:
     ).sample
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("name", CONFIGS)
+def test_diffusers_itself_refuses_a_cpu(name, folder, monkeypatch):
+    """If this ends, the fixture ``_on_the_cpu`` can go."""
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="No GPU found"):
+        load(folder, name)
+
+
+def test_what_diffusers_asks():
+    assert diffusers.utils.is_bitsandbytes_available()
+    assert diffusers.utils.is_bitsandbytes_version(">=", "0.43.3")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_load_save_and_reload(name, folder, tmp_path, bnb):
     exact, model = load(folder), load(folder, name)

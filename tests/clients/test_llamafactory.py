@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 from tests.clients import models
@@ -19,6 +22,14 @@ FACTS = [
     {"instruction": "How many values have four bits?", "input": "", "output": "Sixteen."},
     {"instruction": "How many values have eight bits?", "input": "", "output": "256."},
 ]
+
+
+def test_versions_in_the_document():
+    text = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith("| LlamaFactory "))
+    named = dict(re.findall(r"(\w+) (\d+\.\d+\.\d+)", row.split("|")[1]))
+    assert named.keys() == {"LlamaFactory", "transformers", "peft", "trl", "accelerate"}
+    assert named == {name: metadata.version(name) for name in named}
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -197,3 +197,28 @@ def test_lora_plus(name, checkpoint, bnb):
     assert len(states) == 6
     weights = [dtype for name, dtype in states.items() if "down_proj.lora_A" in name]
     assert weights == [torch.uint8] * 2
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_merging_ia3_is_not_implemented_in_peft(quantization, checkpoint):
+    """If this ends, the row in docs/compatibility.md is out of date."""
+    model = adapted(prepared(checkpoint, quantization), "ia3")
+    with pytest.raises(NotImplementedError):
+        model.merge_adapter()
+    with pytest.raises(ValueError, match="Cannot merge ia3 layers when the model is loaded in"):
+        model.merge_and_unload()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it works")
+def test_loftq_asks_for_a_gpu(checkpoint):
+    """If this ends, the row in docs/compatibility.md is out of date."""
+    folder = checkpoint("llama")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    model = peft.get_peft_model(models.load(folder, "nf4"), config)
+    with pytest.raises((AssertionError, RuntimeError), match="CUDA"):
+        peft.replace_lora_weights_loftq(model, str(folder / "model.safetensors"))
+
+
+def test_what_peft_asks():
+    assert peft.import_utils.is_bnb_available()
+    assert peft.import_utils.is_bnb_4bit_available()

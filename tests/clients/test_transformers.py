@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tests.clients import models
 
@@ -195,3 +197,21 @@ def test_experts_in_mxfp4_stay(mxfp4, bnb):
     for key, value in values.items():
         assert torch.equal(model.get_parameter(key), value)
     assert 0 < models.difference(models.outputs(model), exact) < TOLERANCES[4]
+
+
+@pytest.mark.parametrize("name", ["nf4 nested", "fp4 in bfloat16", "int8"])
+def test_a_loaded_model_can_be_moved(name, checkpoint):
+    """transformers refuses that in 8 bit for a bitsandbytes before 0.48."""
+    model = models.load(checkpoint("llama"), name)
+    result = models.outputs(model)
+    assert torch.equal(models.outputs(model.to("cpu")), result)
+
+
+def test_what_transformers_asks(bnb):
+    from transformers.integrations.bitsandbytes import validate_bnb_backend_availability
+
+    assert transformers.utils.is_bitsandbytes_available()
+    assert transformers.utils.is_bitsandbytes_available("0.48")
+    assert validate_bnb_backend_availability(raise_exception=True)
+    # trl asks whether somebody has imported it.
+    assert sys.modules["bitsandbytes"] is bnb
