@@ -32,6 +32,9 @@ class Module:
     def read_tensors_by(self, _table, device):
         self.device = device
 
+    def estimate_quantiles_workspace(self):
+        return 5
+
     def estimate_quantiles(self, *call):
         self.calls.append((self.current[-1], call[-1]))
 

@@ -146,8 +146,10 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                  uint8_t* outliers, void* out, Stream stream);
 
 // Values at num_quantiles shares of the n > 0 values of A, evenly from `offset` to 1 - offset.
+// Workspace: as many numbers as the backend says, which need not be set.
+int64_t estimate_quantiles_workspace();
 void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, int64_t num_quantiles,
-                        float* out, Stream stream);
+                        float* out, int64_t* workspace, Stream stream);
 
 // Optimizers: one call updates all parameters that share their hyperparameters. qmap2 is null where
 // a rule keeps one state.
