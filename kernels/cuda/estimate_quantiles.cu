@@ -190,8 +190,8 @@ __device__ inline void accumulate(Count* total) {
 // A block writes the quantiles that lie in its range: it needs the counts of the range and the sum
 // of all below it.
 template <class T>
-__global__ void __launch_bounds__(kThreads) read_off(const Counts* counts, int64_t n, double offset,
-                                                     int64_t num_quantiles, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    read_off(const Counts* counts, int64_t n, double offset, int64_t num_quantiles, float* out) {
   __shared__ Count total[kRange];  // each with all before it in the range
   __shared__ Count below;
   const int thread = static_cast<int>(threadIdx.x);

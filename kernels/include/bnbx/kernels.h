@@ -68,8 +68,9 @@ struct ParameterUpdate {
   bool stochastic = false;
   int64_t seed = 0;
   // Or null: kLiveNumbers numbers in the backend's memory, that go before `step` and the fields of
-  // the hyperparameters with these names: step, lr, beta3, alpha. They are read when the update
-  // runs, so that a captured graph goes on with what stands there then.
+  // the hyperparameters with these names: step, lr, beta3, alpha, gnorm_scale. They are read when
+  // the update runs, so that the host need not know them and a captured graph goes on with what
+  // stands there then.
   const double* live = nullptr;
   // Where unorm or live is not null: update_workspace(numel) numbers, which need not be set.
   double* workspace = nullptr;
