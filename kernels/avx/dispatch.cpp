@@ -207,9 +207,11 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                         stream);
 }
 
+int64_t estimate_quantiles_workspace() { return 0; }
+
 void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, int64_t num_quantiles,
-                        float* out, Stream stream) {
-  kernels().estimate_quantiles(A, dtype, n, offset, num_quantiles, out, stream);
+                        float* out, int64_t* workspace, Stream stream) {
+  kernels().estimate_quantiles(A, dtype, n, offset, num_quantiles, out, workspace, stream);
 }
 
 void optimizer_update_32bit(OptimizerRule rule, const ParameterUpdate* parameters, int64_t count,

@@ -117,7 +117,7 @@ static inline void close_parameter(const ParameterUpdate& u, int64_t start, int6
     store_compensated<V>(values, n, static_cast<bfloat16*>(u.p) + start,
                          static_cast<bfloat16*>(u.compensation) + start);
   } else if (u.stochastic) {
-    const RandomBits random(static_cast<uint64_t>(u.seed), u.step);
+    const RandomBits random(static_cast<uint64_t>(u.seed), step_of(u.live, u.step));
     store_stochastically<V>(values, n, random, start, static_cast<bfloat16*>(u.p) + start);
   } else {
     with_type(u.p_dtype, [&](auto type) {
@@ -188,7 +188,7 @@ static inline void update_block(const Rule rule, const Hyperparameters& hyperpar
   constexpr bool kCodes = !std::is_same_v<Decoder, FloatStates>;
   using F32 = typename V::F32;
   using F = std::conditional_t<kCodes, typename V::Fused, F32>;
-  const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
+  const F32 gnorm_scale(rule.gnorm_scale);
   const F32 decay(rule.decay), step_size(rule.step_size * scale);
   const bool skip_zeros = hyperparameters.skip_zeros;
   typename V::I32 magnitudes[Rule::kStates];
@@ -231,7 +231,7 @@ static inline void directions_of_block(const Rule& rule, const Hyperparameters& 
                                        const Decoder decode, int64_t n, const Block& block,
                                        float* directions) {
   using F32 = typename V::F32;
-  const F32 gnorm_scale(as_float(hyperparameters.gnorm_scale));
+  const F32 gnorm_scale(rule.gnorm_scale);
   for (int64_t i = 0; i < n; i += V::kWidth) {
     const F32 g = V::load(block.g + i) * gnorm_scale;
     F32 states[Rule::kStates];

@@ -17,7 +17,12 @@ struct Hyperparameters {
 };
 
 // The numbers of ParameterUpdate::live.
-static constexpr int kLiveNumbers = 4;
+static constexpr int kLiveNumbers = 5;
+
+// The number of a step, where the host may not know it.
+BNBX_INLINE int64_t step_of(const double* live, int64_t step) {
+  return live != nullptr ? static_cast<int64_t>(live[0]) : step;
+}
 
 // The constants of a rule from the hyperparameters and those numbers.
 template <class Rule>
@@ -25,7 +30,8 @@ BNBX_INLINE Rule live_rule(Hyperparameters h, const double* live) {
   h.lr = live[1];
   h.beta3 = live[2];
   h.alpha = live[3];
-  return Rule(h, static_cast<int64_t>(live[0]));
+  h.gnorm_scale = live[4];
+  return Rule(h, step_of(live, 0));
 }
 
 // The workspace of an update of one parameter: the factor that max_unorm leaves to its update, room
@@ -47,13 +53,17 @@ BNBX_INLINE double bias_correction(double beta, int64_t step) {
   return 1.0 - std::pow(beta, static_cast<double>(step));
 }
 
-// What the rules have in common. A rule is called with the gradient, the parameter and its kStates
-// states; it changes the states and returns a direction. Then the parameter becomes
-// p * decay - direction * step_size.
+// What the rules have in common. A rule is called with the gradient times gnorm_scale, the
+// parameter and its kStates states; it changes the states and returns a direction. Then the
+// parameter becomes p * decay - direction * step_size.
 struct Rule {
   float decay;
   float step_size;
   float unit;  // direction * unit is the update, without lr, whose norm max_unorm limits
+  float gnorm_scale;
+
+  BNBX_MEMBER Rule(const Hyperparameters& h, float decay, float step_size, float unit)
+      : decay(decay), step_size(step_size), unit(unit), gnorm_scale(as_float(h.gnorm_scale)) {}
 
   // Decoupled weight decay: it acts on the parameter.
   BNBX_MEMBER static float decoupled(const Hyperparameters& h) {
@@ -69,8 +79,8 @@ struct Adam : Rule {
   float eps;
 
   BNBX_MEMBER Adam(const Hyperparameters& h, int64_t step)
-      : Rule{decoupled(h), as_float(h.lr / bias_correction(h.beta1, step)),
-             as_float(1.0 / bias_correction(h.beta1, step))},
+      : Rule(h, decoupled(h), as_float(h.lr / bias_correction(h.beta1, step)),
+             as_float(1.0 / bias_correction(h.beta1, step))),
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),
         beta2(as_float(h.beta2)),
@@ -99,7 +109,7 @@ struct Momentum : Rule {
   float weight_decay;
 
   BNBX_MEMBER Momentum(const Hyperparameters& h, int64_t step)
-      : Rule{1.0f, as_float(h.lr), 1.0f},
+      : Rule(h, 1.0f, as_float(h.lr), 1.0f),
         kept(step == 1 ? 0.0f : as_float(h.beta1)),
         added(step == 1 ? 1.0f : as_float(1.0 - h.beta2)),
         momentum(as_float(h.beta1)),
@@ -122,7 +132,7 @@ struct RMSprop : Rule {
   float beta, one_minus_beta, eps, weight_decay;
 
   BNBX_MEMBER RMSprop(const Hyperparameters& h, int64_t)
-      : Rule{1.0f, as_float(h.lr), 1.0f},
+      : Rule(h, 1.0f, as_float(h.lr), 1.0f),
         beta(as_float(h.beta1)),
         one_minus_beta(as_float(1.0 - h.beta1)),
         eps(as_float(h.eps)),
@@ -143,7 +153,7 @@ struct Adagrad : Rule {
   float eps, weight_decay;
 
   BNBX_MEMBER Adagrad(const Hyperparameters& h, int64_t)
-      : Rule{1.0f, as_float(h.lr), 1.0f},
+      : Rule(h, 1.0f, as_float(h.lr), 1.0f),
         eps(as_float(h.eps)),
         weight_decay(as_float(h.weight_decay)) {}
 
@@ -162,7 +172,7 @@ struct Lion : Rule {
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
 
   BNBX_MEMBER Lion(const Hyperparameters& h, int64_t)
-      : Rule{decoupled(h), as_float(h.lr), 1.0f},
+      : Rule(h, decoupled(h), as_float(h.lr), 1.0f),
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),
         beta2(as_float(h.beta2)),
@@ -186,7 +196,7 @@ struct AdEMAMix : Rule {
   float alpha, eps;
 
   BNBX_MEMBER AdEMAMix(const Hyperparameters& h, int64_t step)
-      : Rule{decoupled(h), as_float(h.lr), 1.0f},
+      : Rule(h, decoupled(h), as_float(h.lr), 1.0f),
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),
         beta2(as_float(h.beta2)),

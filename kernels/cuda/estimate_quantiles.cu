@@ -1,12 +1,13 @@
-// estimate_quantiles: values are counted by the top 16 bits of their float (sign, exponent, seven
-// bits of fraction), which order as the values do; a quantile is read off the counts.
+// estimate_quantiles: the values are counted in one pass over the tensor, each block of threads in
+// shared memory, which in the end it adds to the counts in the workspace.
 //
-// The counts of all 2^16 patterns are more than a block of threads has memory for. So each block
-// goes through all of the tensor and counts the patterns of one range, and how many values lie
-// below the range. It knows then which quantiles are in its range, and writes those: no block needs
-// anything of another one, and the memory is read from the cache by all of them but one.
+// Shared memory has no room for all 2^16 patterns, but for the zeros and those of a window of 31
+// exponents, outside of which the values of a tensor hardly lie: a sample says where it is. What is
+// outside is counted in the workspace at once. The window decides how fast this is and changes no
+// result: counts are integers, which come out the same in whatever order they are added.
 #include <cmath>
 
+#include "common/quantiles.h"
 #include "cuda/elements.h"
 
 namespace bnbx {
@@ -16,89 +17,155 @@ namespace {
 using Count = unsigned long long;  // the type of 64 bits for which there are atomic operations
 
 constexpr int kThreads = 512;
-constexpr int kRange = 2048;  // patterns
-constexpr int kBlocks = (1 << 16) / kRange;
-constexpr int64_t kSpan = int64_t{1} << 31;  // values that are counted in 32 bits
+constexpr int kSample = 8 * kThreads;
+constexpr int kExponents = 256;
+constexpr int kFractions = kPatterns / 2 / kExponents;
+constexpr int kRows = 32;  // a row has the fractions of an exponent: the first one those of zero
+constexpr int kWindow = 2 * kRows * kFractions;  // the negative patterns follow the positive ones
+constexpr int kLoads = 4;                        // under way at a time
+constexpr int kBlocksEach = 2;                   // blocks that count, of a multiprocessor
+constexpr int64_t kSpan = int64_t{1} << 31;      // values that are counted in 32 bits
+constexpr int kRange = 2048;                     // patterns whose counts a block clears or reads
+constexpr int kRanges = kPatterns / kRange;
 
+// The workspace.
 struct Counts {
-  uint32_t of_span[kRange];
-  Count total[kRange];  // in the end with all before it
-  Count below;          // values below the range
-  uint32_t nan;
+  Count at[kPatterns];  // in ascending order of the patterns
+  int64_t exponent;     // the first one of the window
 };
 
-// The place of a pattern in ascending order: the negative ones by falling magnitude, then the
-// positive ones; and back.
-__device__ inline int place_of(uint32_t pattern) {
-  return static_cast<int>(pattern < 0x8000u ? pattern + 0x8000u : 0xffffu - pattern);
+__device__ inline int exponent_of(uint32_t pattern) {
+  return static_cast<int>(pattern / kFractions % kExponents);
 }
-__device__ inline uint32_t pattern_at(int place) {
-  const auto pattern = static_cast<uint32_t>(place);
-  return pattern < 0x8000u ? 0xffffu - pattern : pattern - 0x8000u;
+
+// Where a pattern is in a window; -1 if it is outside.
+__device__ inline int index_of(uint32_t pattern, int first) {
+  const int exponent = exponent_of(pattern);
+  const int row = exponent == 0 ? 0 : exponent - first + 1;
+  if (row >= kRows || (row < 1 && exponent != 0)) return -1;
+  const int sign = static_cast<int>(pattern >> 15);
+  return (sign * kRows + row) * kFractions + static_cast<int>(pattern % kFractions);
+}
+// The pattern there; of those behind the last exponent, where nothing is counted, any.
+__device__ inline uint32_t pattern_of_index(int index, int first) {
+  const int row = index / kFractions % kRows;
+  const int exponent = row == 0 ? 0 : (first + row - 1) % kExponents;
+  const int sign = index / (kFractions * kRows);
+  return static_cast<uint32_t>((sign * kExponents + exponent) * kFractions + index % kFractions);
+}
+
+// The first exponent of the window with the most values of a sample; the smallest of several.
+template <class T>
+__device__ inline int choose_window(const T* A, int64_t n) {
+  __shared__ uint32_t of_exponent[kExponents];
+  __shared__ uint32_t best;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < kExponents) of_exponent[thread] = 0;
+  if (thread == 0) best = 0;
+  __syncthreads();
+  const int64_t stride = n > kSample ? n / kSample : 1;
+  for (int64_t s = thread; s < kSample && s * stride < n; s += kThreads) {
+    atomicAdd(&of_exponent[exponent_of(pattern_of(to_float(A[s * stride])))], 1u);
+  }
+  __syncthreads();
+  if (thread < kExponents) {
+    uint32_t values = 0;
+    const int end = min(thread + kRows - 1, kExponents);
+    for (int e = thread; e < end; ++e) values += of_exponent[e];
+    const auto rank = static_cast<uint32_t>(kExponents - thread);
+    const uint32_t most = group_max(thread == 0 ? 0 : values * kExponents + rank);
+    if (thread % kGroup == 0) atomicMax(&best, most);
+  }
+  __syncthreads();
+  return kExponents - static_cast<int>(best % kExponents);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) begin(const T* A, int64_t n, Counts* counts) {
+  const int first = static_cast<int>(blockIdx.x) * kRange;
+  for (int p = static_cast<int>(threadIdx.x); p < kRange; p += kThreads) counts->at[first + p] = 0;
+  if (blockIdx.x > 0) return;
+  const int exponent = choose_window(A, n);
+  if (threadIdx.x == 0) counts->exponent = exponent;
 }
 
 // Counts the values that a thread sees. Equal neighbours are counted together: many threads that
 // add to one counter wait for each other.
 class Counter {
  public:
-  __device__ Counter(int first, Counts* counts) : first_(first), counts_(counts) {}
+  __device__ Counter(uint32_t* window, Counts* counts)
+      : window_(window), counts_(counts), first_(static_cast<int>(counts->exponent)) {}
 
   template <class T>
   __device__ void add(T value) {
-    const float x = to_float(value);
-    nan_ = nan_ || x != x;
-    const int place = place_of(float_bits(x) >> 16) - first_;
-    if (place < 0) ++below_;
-    if (place < 0 || place >= kRange) return;
-    if (place != place_) flush();
-    place_ = place;
+    const uint32_t pattern = pattern_of(to_float(value));
+    if (pattern != pattern_) flush();
+    pattern_ = pattern;
     ++run_;
   }
 
   __device__ void flush() {
-    if (run_ > 0) atomicAdd(&counts_->of_span[place_], run_);
+    if (run_ == 0) return;
+    const int index = index_of(pattern_, first_);
+    if (index >= 0) {
+      atomicAdd(&window_[index], run_);
+    } else {
+      atomicAdd(&counts_->at[place_of(pattern_)], Count{run_});
+    }
     run_ = 0;
   }
 
-  __device__ void finish() const {
-    const Count below = group_sum(below_);
-    const bool nan = any(nan_);
-    if (threadIdx.x % kGroup != 0) return;
-    atomicAdd(&counts_->below, below);
-    if (nan) atomicMax(&counts_->nan, 1u);
+  // Moves what the block has counted to the workspace.
+  __device__ void move_window() {
+    flush();
+    __syncthreads();
+    for (int i = static_cast<int>(threadIdx.x); i < kWindow; i += kThreads) {
+      if (window_[i] == 0) continue;
+      atomicAdd(&counts_->at[place_of(pattern_of_index(i, first_))], Count{window_[i]});
+      window_[i] = 0;
+    }
+    __syncthreads();
   }
 
  private:
-  int first_;
+  uint32_t* window_;
   Counts* counts_;
-  int place_ = 0;     // of the last value in the range
-  uint32_t run_ = 0;  // values there that are not counted yet
-  Count below_ = 0;
-  bool nan_ = false;
+  int first_;
+  uint32_t pattern_ = 0;  // of the last value
+  uint32_t run_ = 0;      // such values that are not counted yet
 };
 
 template <class T>
-__device__ inline void count(const T* A, int64_t n, int first, Counts* counts) {
+__global__ void __launch_bounds__(kThreads) count(const T* A, int64_t n, Counts* counts) {
   constexpr int kCount = kPerVector<T>;
-  const int thread = static_cast<int>(threadIdx.x);
-  Counter counter(first, counts);
+  __shared__ uint32_t window[kWindow];
+  for (int i = static_cast<int>(threadIdx.x); i < kWindow; i += kThreads) window[i] = 0;
+  __syncthreads();
+  Counter counter(window, counts);
+  const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t threads = int64_t{gridDim.x} * kThreads;
   for (int64_t start = 0; start < n; start += kSpan) {
     const T* span = A + start;
     const int64_t length = n - start < kSpan ? n - start : kSpan;
-    const int64_t in_vectors = is_aligned(A, 16) ? length / kCount * kCount : 0;
-    for (int64_t i = thread * kCount; i < in_vectors; i += kThreads * kCount) {
-      for (const T& value : load_vector<T, kCount>(span + i).values) counter.add(value);
+    const int64_t vectors = is_aligned(A, 16) ? length / kCount : 0;
+    int64_t i = thread;
+    for (; i + (kLoads - 1) * threads < vectors; i += kLoads * threads) {
+      Vector<T, kCount> loaded[kLoads];
+#pragma unroll
+      for (int k = 0; k < kLoads; ++k) {
+        loaded[k] = load_vector<T, kCount>(span + (i + k * threads) * kCount);
+      }
+#pragma unroll
+      for (int k = 0; k < kLoads * kCount; ++k) {
+        counter.add(loaded[k / kCount].values[k % kCount]);
+      }
     }
-    for (int64_t i = in_vectors + thread; i < length; i += kThreads) counter.add(span[i]);
-    counter.flush();
-    __syncthreads();
-    for (int p = thread; p < kRange; p += kThreads) {
-      counts->total[p] += counts->of_span[p];
-      counts->of_span[p] = 0;
+    for (; i < vectors; i += threads) {
+      for (const T& value : load_vector<T, kCount>(span + i * kCount).values) counter.add(value);
     }
-    __syncthreads();
+    for (int64_t j = vectors * kCount + thread; j < length; j += threads) counter.add(span[j]);
+    counter.move_window();
   }
-  counter.finish();
 }
 
 // Adds to each entry all before it. One group does it: it takes a few microseconds.
@@ -120,59 +187,65 @@ __device__ inline void accumulate(Count* total) {
   }
 }
 
-// The value a share `t` of the way through the values with a pattern. A bfloat16 has no other; zero
-// and infinity stay what they are.
-template <class T>
-__device__ inline float value_within(uint32_t pattern, double t) {
-  const float edge = bits_float(pattern << 16);
-  const uint32_t exponent = pattern & 0x7f80u;
-  if (std::is_same_v<T, bfloat16> || exponent == 0 || exponent == 0x7f80u) return edge;
-  const float other = bits_float(pattern << 16 | 0xffffu);
-  const double low = static_cast<double>(edge < other ? edge : other);
-  const double high = static_cast<double>(edge < other ? other : edge);
-  return static_cast<float>(low + t * (high - low));
-}
-
+// A block writes the quantiles that lie in its range: it needs the counts of the range and the sum
+// of all below it.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    estimate(const T* A, int64_t n, double offset, int64_t num_quantiles, float* out) {
-  __shared__ Counts counts;
-  for (int p = static_cast<int>(threadIdx.x); p < kRange; p += kThreads) {
-    counts.of_span[p] = 0;
-    counts.total[p] = 0;
-  }
-  if (threadIdx.x == 0) counts.below = counts.nan = 0;
-  __syncthreads();
+    read_off(const Counts* counts, int64_t n, double offset, int64_t num_quantiles, float* out) {
+  __shared__ Count total[kRange];  // each with all before it in the range
+  __shared__ Count below;
+  const int thread = static_cast<int>(threadIdx.x);
   const int first = static_cast<int>(blockIdx.x) * kRange;
-  count(A, n, first, &counts);
-  accumulate(counts.total);
+  for (int p = thread; p < kRange; p += kThreads) total[p] = counts->at[first + p];
+  if (thread == 0) below = 0;
+  __syncthreads();
+  Count own = 0;
+  for (int p = thread; p < first; p += kThreads) own += counts->at[p];
+  own = group_sum(own);
+  if (thread % kGroup == 0) atomicAdd(&below, own);
+  accumulate(total);
   __syncthreads();
   const auto values_to = [&](int p) {  // that lie below the range or in its first p patterns
-    return static_cast<double>(counts.below + (p > 0 ? counts.total[p - 1] : 0));
+    return static_cast<double>(below + (p > 0 ? total[p - 1] : 0));
   };
-  for (int64_t q = threadIdx.x; q < num_quantiles; q += kThreads) {
-    const double share = offset + (1.0 - 2.0 * offset) * static_cast<double>(q) /
-                                      static_cast<double>(num_quantiles - 1);
-    const double rank = share * static_cast<double>(n - 1);
+  const bool nan = counts->at[place_of(kNanPattern)] > 0;
+  for (int64_t q = thread; q < num_quantiles; q += kThreads) {
+    const double rank = rank_of(q, num_quantiles, offset, n);
     if (values_to(0) > rank || values_to(kRange) <= rank) continue;
     int p = 0;  // patterns of the range that lie below the rank
     for (int half = kRange / 2; half > 0; half /= 2) {
       if (values_to(p + half) <= rank) p += half;
     }
     const double t = (rank - values_to(p)) / (values_to(p + 1) - values_to(p));
-    out[q] = counts.nan ? NAN : value_within<T>(pattern_at(first + p), t);
+    const uint32_t pattern = pattern_at(first + p);
+    out[q] = nan ? NAN : value_within(pattern, t, std::is_same_v<T, bfloat16>);
   }
+}
+
+// Enough for each thread to have its loads, but no more than stay on the device.
+template <class T>
+Blocks counting_grid(int64_t n) {
+  const int64_t most = int64_t{kBlocksEach} * multiprocessors();
+  const int64_t blocks = ceil_div(n, int64_t{kThreads} * kLoads * kPerVector<T>);
+  return Blocks(static_cast<unsigned>(blocks < most ? blocks : most));
 }
 
 }  // namespace
 }  // namespace gpu
 
+int64_t estimate_quantiles_workspace() { return sizeof(gpu::Counts) / sizeof(int64_t); }
+
 void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, int64_t num_quantiles,
-                        float* out, Stream stream) {
+                        float* out, int64_t* workspace, Stream stream) {
+  auto* counts = reinterpret_cast<gpu::Counts*>(workspace);
   gpu::with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    gpu::launch(gpu::estimate<T>, gpu::kBlocks, gpu::kThreads, 0, stream, static_cast<const T*>(A),
-                n, offset, num_quantiles, out);
+    const auto* values = static_cast<const T*>(A);
+    const gpu::Blocks blocks = gpu::counting_grid<T>(n);
+    gpu::launch(gpu::begin<T>, gpu::kRanges, gpu::kThreads, 0, stream, values, n, counts);
+    gpu::launch(gpu::count<T>, blocks, gpu::kThreads, 0, stream, values, n, counts);
+    gpu::launch(gpu::read_off<T>, gpu::kRanges, gpu::kThreads, 0, stream, counts, n, offset,
+                num_quantiles, out);
   });
 }
 

@@ -32,7 +32,7 @@ __device__ inline Squares squares_of_chunk(const Parameter& u, const Rule& rule,
   const int64_t end = start + kSquaresChunk < u.numel ? start + kSquaresChunk : u.numel;
   for (; start < end; start += kTile) {
     const Place place(u, start);
-    Tile<Rule, States> tile(u, place, tables, shared.gnorm_scale);
+    Tile<Rule, States> tile(u, place, tables, rule.gnorm_scale);
     float p = 0.0f, directions = 0.0f;
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {

@@ -16,7 +16,6 @@ struct Shared {
   const float* qmap1;
   const float* qmap2;
   double max_unorm;
-  float gnorm_scale;
   bool skip_zeros;
   bool live;  // the constants of a rule are not the kernel's argument but in the workspace
   int64_t step;

@@ -19,7 +19,7 @@ __device__ inline void store_parameter(const Parameter& u, const Shared& shared,
     store_words(words, u.p, false, place);
     store_words(rests, u.compensation, false, place);
   } else if (u.rounding == Rounding::kStochastic) {
-    const RandomBits random(static_cast<uint64_t>(u.seed), shared.step);
+    const RandomBits random(static_cast<uint64_t>(u.seed), step_of(u.live, shared.step));
     store_words(rounded_stochastically(p, random, place), u.p, false, place);
   } else if (static_cast<DType>(u.p_dtype) == DType::kFloat32) {
     store_words(from_floats<float>(p), u.p, true, place);
@@ -35,7 +35,7 @@ __device__ inline void update_tile(const Parameter& u, const Rule& rule, const S
                                    const Place& place, const typename States::Tables& tables) {
   float step_size = rule.step_size;
   if (shared.max_unorm > 0.0) step_size = step_size * as_float(u.workspace[0]);
-  Tile<Rule, States> tile(u, place, tables, shared.gnorm_scale);
+  Tile<Rule, States> tile(u, place, tables, rule.gnorm_scale);
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) {
     float old[Rule::kStates];
@@ -76,8 +76,7 @@ void update_batches(const ParameterUpdate* parameters, int64_t count, const Hype
                     const float* qmap1, const float* qmap2, Stream stream) {
   for_each_batch<States>(parameters, count, Rule::kStates, [&](Batch& batch, int64_t step) {
     const bool live = batch.parameters[0].live != nullptr;
-    const Shared shared{qmap1,        qmap2, h.max_unorm, as_float(h.gnorm_scale),
-                        h.skip_zeros, live,  step};
+    const Shared shared{qmap1, qmap2, h.max_unorm, h.skip_zeros, live, step};
     const Rule rule(h, step);
     if (live) launch_rules<Rule>(batch, h, stream);
     if (h.max_unorm > 0.0) launch_limits<Rule, States>(batch, rule, shared, stream);

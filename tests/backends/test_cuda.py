@@ -32,6 +32,9 @@ class Module:
     def read_tensors_by(self, _table, device):
         self.device = device
 
+    def estimate_quantiles_workspace(self):
+        return 5
+
     def estimate_quantiles(self, *call):
         self.calls.append((self.current[-1], call[-1]))
 
@@ -85,3 +88,29 @@ def test_a_step_without_parameters_calls_nothing(ext):
     update = types.SimpleNamespace(p=[], optimizer_name="lion", live=None, unorm_vec=[])
     CudaBackend(ext).kernel("optimizer_update_32bit")(update, "lion")
     assert ext.calls == []
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_by_torch_are_not_cast_under_autocast(ext, biased, transposed, monkeypatch):
+    monkeypatch.setattr("bnbx.backends.cuda.decodes_first", lambda *_: True)
+    monkeypatch.setattr("bnbx.backends.cuda._capability", lambda _: (9, 0))
+    backend, weight = CudaBackend(ext), torch.randn(24, 40)
+    backend.dequantize_4bit = lambda decoded, *_: decoded.copy_(weight)
+    A = torch.randn(80, 24 if transposed else 40)
+    bias = torch.randn(24) if biased and not transposed else None
+    product = backend.kernel("gemm_4bit_transposed" if transposed else "gemm_4bit")
+    call = (A, weight, weight.shape, weight, 64, "nf4", *(() if transposed else (bias,)))
+    expected = product(torch.empty(80, 40 if transposed else 24), *call)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = product(torch.empty_like(expected), *call)
+        cast = torch.mm(A, weight if transposed else weight.t())
+    assert torch.equal(found, expected)
+    assert cast.dtype == torch.bfloat16  # autocast was on
+
+
+@pytest.mark.parametrize("name", ["mm", "addmm"])
+def test_autocast_of_a_gpu_knows_no_products_into_a_given_output(name):
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel(f"aten::{name}", "AutocastCUDA")
+    assert not has_kernel(f"aten::{name}.out", "AutocastCUDA")

@@ -179,6 +179,7 @@ def test_percentile_clipping_of_16_bit_gradients(dtype: torch.dtype, device: str
     [
         ({"gnorm_vec": torch.zeros(99)}, "gnorm_vec"),
         ({"gnorm_vec": torch.zeros(100).half()}, "gnorm_vec"),
+        ({"gnorm_vec": torch.zeros(100, device="meta")}, "gnorm_vec"),
         ({"step": 0}, "step"),
         ({"percentile": 100}, "percentile"),
         ({"percentile": -1}, "percentile"),

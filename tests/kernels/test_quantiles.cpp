@@ -6,12 +6,17 @@
 namespace bnbx::test {
 namespace {
 
+std::vector<int64_t> workspace() {
+  return std::vector<int64_t>(estimate_quantiles_workspace(), -1);
+}
+
 // Each quantile lies between its neighbours among the sorted values, give or take 1/128 of them.
 template <class T>
 void test_quantiles(int64_t n, double offset, int64_t count) {
   const auto values = random_normal<T>(n, 3.0f);
   std::vector<float> out(count);
-  estimate_quantiles(values.data(), dtype_of<T>(), n, offset, count, out.data(), nullptr);
+  estimate_quantiles(values.data(), dtype_of<T>(), n, offset, count, out.data(),
+                     workspace().data(), nullptr);
   std::vector<double> sorted;
   for (T value : values) sorted.push_back(number(value));
   std::sort(sorted.begin(), sorted.end());
@@ -36,7 +41,7 @@ void test_all() {
   }
   const float bad[] = {1.0f, std::numeric_limits<float>::quiet_NaN(), 2.0f};
   float out[2];
-  estimate_quantiles(bad, DType::kFloat32, 3, 0.0, 2, out, nullptr);
+  estimate_quantiles(bad, DType::kFloat32, 3, 0.0, 2, out, workspace().data(), nullptr);
   CHECK(std::isnan(out[0]) && std::isnan(out[1]));
 }
 

@@ -12,6 +12,7 @@ from bnbx.backends import reference
 from .checks import DTYPES, every_isa, refuses, run, same, strided
 
 SIZES = (1, 2, 256, 1001, 140_001)
+INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 def check(estimate, A, offset, num_quantiles):
@@ -45,6 +46,18 @@ def test_quantiles(dtype, size):
             check(run_op, A.to(dtype), offset, count)
 
 
+@every_isa
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_far_from_each_other(dtype):
+    """Few of them, or many, are far from where most are; a large share is zero."""
+    A = torch.randn(20_000)
+    far = torch.linspace(-110, 110, len(A)).exp2()
+    some = torch.rand(len(A)) < 0.3
+    for scattered in (A * far, A.where(some, far), A.where(some, 0.0), A.where(some, 1e-30 * A)):
+        for offset, count in ((1 / 512, 256), (0.0, 1000)):
+            check(run_op, scattered.to(dtype), offset, count)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_reference(dtype):
     check(reference.estimate_quantiles, torch.randn(1001).to(dtype), 1 / 512, 256)
@@ -62,6 +75,19 @@ def test_zeros_infinities_and_nan():
             bad = A.clone()
             bad[500] = nan
             assert estimate(A=bad, offset=0.0, num_quantiles=3).isnan().all()
+
+
+@every_isa
+@pytest.mark.parametrize(("dtype", "integer"), [(d, INTEGERS[d.itemsize]) for d in DTYPES])
+def test_each_nan_is_one(dtype, integer):
+    """The bits that make it a NaN and not infinity may be the lowest ones."""
+    A = torch.randn(1000).to(dtype)
+    A[7] = math.inf
+    assert not run_op(A=A, offset=0.1, num_quantiles=3).isnan().any()
+    for sign in (1, -1):
+        A.view(integer)[7] = torch.tensor(sign * math.inf, dtype=dtype).view(integer) + 1
+        assert run_op(A=A, offset=0.1, num_quantiles=3).isnan().all()
+        assert reference.estimate_quantiles(A, 0.1, 3).isnan().all()
 
 
 @every_isa

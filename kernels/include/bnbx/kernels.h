@@ -68,8 +68,9 @@ struct ParameterUpdate {
   bool stochastic = false;
   int64_t seed = 0;
   // Or null: kLiveNumbers numbers in the backend's memory, that go before `step` and the fields of
-  // the hyperparameters with these names: step, lr, beta3, alpha. They are read when the update
-  // runs, so that a captured graph goes on with what stands there then.
+  // the hyperparameters with these names: step, lr, beta3, alpha, gnorm_scale. They are read when
+  // the update runs, so that the host need not know them and a captured graph goes on with what
+  // stands there then.
   const double* live = nullptr;
   // Where unorm or live is not null: update_workspace(numel) numbers, which need not be set.
   double* workspace = nullptr;
@@ -150,8 +151,10 @@ void int8_linear(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, co
                  uint8_t* outliers, void* out, Stream stream);
 
 // Values at num_quantiles shares of the n > 0 values of A, evenly from `offset` to 1 - offset.
+// Workspace: as many numbers as the backend says, which need not be set.
+int64_t estimate_quantiles_workspace();
 void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, int64_t num_quantiles,
-                        float* out, Stream stream);
+                        float* out, int64_t* workspace, Stream stream);
 
 // Optimizers: one call updates all parameters that share their hyperparameters. qmap2 is null where
 // a rule keeps one state.

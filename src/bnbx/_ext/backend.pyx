@@ -237,11 +237,16 @@ def int8_linear(uintptr_t A, int dtype, int64_t M, int64_t N, int64_t K, uintptr
                       <uint8_t*> outliers, <void*> out, <k.Stream> stream)
 
 
+def estimate_quantiles_workspace():
+    """Return how many int64 of workspace ``estimate_quantiles`` needs."""
+    return k.estimate_quantiles_workspace()
+
+
 def estimate_quantiles(uintptr_t A, int dtype, int64_t n, double offset, int64_t num_quantiles,
-                       uintptr_t out, uintptr_t stream):
+                       uintptr_t out, uintptr_t workspace, uintptr_t stream):
     with nogil:
         k.estimate_quantiles(<const void*> A, <k.DType> dtype, n, offset, num_quantiles,
-                             <float*> out, <k.Stream> stream)
+                             <float*> out, <int64_t*> workspace, <k.Stream> stream)
 
 
 cdef k.Hyperparameters make_hyperparameters(tuple values) except *:

@@ -121,7 +121,9 @@ cdef extern from "bnbx/kernels.h" namespace "bnbx" nogil:
                               void*, Stream) except +
     void int8_linear(const void*, DType, int64_t, int64_t, int64_t, const int8_t*, const float*,
                      float, Bias, int8_t*, float*, uint8_t*, void*, Stream) except +
-    void estimate_quantiles(const void*, DType, int64_t, double, int64_t, float*, Stream) except +
+    int64_t estimate_quantiles_workspace()
+    void estimate_quantiles(const void*, DType, int64_t, double, int64_t, float*, int64_t*,
+                            Stream) except +
     void optimizer_update_32bit(OptimizerRule, const ParameterUpdate*, int64_t,
                                 const Hyperparameters&, Stream) except +
     void optimizer_update_blockwise(OptimizerRule, int, const ParameterUpdate*, int64_t,

@@ -71,6 +71,7 @@ class CudaBackend(NativeGroupedBackend):
         self.dequantize_4bit(weight, B, scales, blocksize, quant_type, shapeB, A.dtype)
         rows, products = A.reshape(-1, A.shape[-1]), out.view(-1, out.shape[-1])
         weight = weight if transposed else weight.t()
+        # Autocast does not reach products into a given output.
         if bias is None:
             torch.mm(rows, weight, out=products)
         else:

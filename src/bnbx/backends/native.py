@@ -481,6 +481,8 @@ class NativeBackend:
         self, out: Tensor, A: Tensor, offset: float, num_quantiles: int
     ) -> Tensor:
         A = A.contiguous()
+        size = self.ext.estimate_quantiles_workspace()
+        workspace = A.new_empty(size, dtype=torch.int64) if size > 0 else None
         self.ext.estimate_quantiles(
             A.data_ptr(),
             DTYPES[A.dtype],
@@ -488,6 +490,7 @@ class NativeBackend:
             offset,
             num_quantiles,
             out.data_ptr(),
+            _pointer(workspace),
             self.stream_of(A),
         )
         return out

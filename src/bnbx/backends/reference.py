@@ -398,20 +398,20 @@ def optimizer_update_32bit(
     seed: Sequence[int] | None = None,
     live: Tensor | None = None,
 ) -> None:
-    others = (eps, weight_decay, gnorm_scale, skip_zeros, max_unorm)
     for i, parameter in enumerate(p):
-        if live is None:
-            constants = Constants(step[i], lr, beta1, beta2, beta3, alpha, *others)
-        else:  # as tensors, which nobody reads
-            step_i, lr_i, beta3_i, alpha_i = live[i].unbind()
-            constants = Constants(step_i, lr_i, beta1, beta2, beta3_i, alpha_i, *others)
+        # What is live stays a tensor, which nobody reads.
+        step_i, lr_i, beta3_i, alpha_i, scale_i = (
+            (step[i], lr, beta3, alpha, gnorm_scale) if live is None else live[i].unbind()
+        )
+        numbers = (step_i, lr_i, beta1, beta2, beta3_i, alpha_i)
+        constants = Constants(*numbers, eps, weight_decay, scale_i, skip_zeros, max_unorm)
         states = [values[i] for values in (state1, state2) if values]
         old_p = parameter.float()
         if compensation is not None:
             old_p = old_p + compensation[i].float()
         new_p, new_states, unorm = update(optimizer_name, constants, g[i], old_p, states)
         if seed is not None:
-            new_p = rounded_stochastically(new_p, seed[i], step[i])
+            new_p = rounded_stochastically(new_p.float(), seed[i], step_i)
         if compensation is not None:
             new_p, rest = with_rest(new_p)
             compensation[i].copy_(rest)

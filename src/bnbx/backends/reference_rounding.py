@@ -8,19 +8,30 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_WORD, _LONG = 2**32 - 1, 2**64 - 1
+_WORD = 2**32 - 1
 
 
-def random_bits(seed: int, step: int, numel: int, device: torch.device) -> Tensor:
+def _signed(bits: int) -> int:
+    """Return the int64 with the bits of an unsigned one."""
+    return (bits + 2**63) % 2**64 - 2**63
+
+
+def _shifted(z: Tensor, bits: int) -> Tensor:
+    """Shift int64 to the right as if they were unsigned."""
+    return z >> bits & 2 ** (64 - bits) - 1
+
+
+def random_bits(seed: int, step: int | Tensor, numel: int, device: torch.device) -> Tensor:
     """Return 32 random bits for each element of a parameter in one step, as int64."""
-    z = (seed + step * 0x9E3779B97F4A7C15) & _LONG
-    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & _LONG
-    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & _LONG
-    z ^= z >> 31
-    # Products wrap around at 2^64, which leaves their low 32 bits right.
+    # Products and sums of int64 wrap around at 2^64.
+    z = step.long() if isinstance(step, Tensor) else torch.full((), step, device=device)
+    z = z * _signed(0x9E3779B97F4A7C15) + _signed(seed)
+    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    z = z ^ _shifted(z, 31)
     x = (torch.arange(numel, device=device) & _WORD) ^ (z & _WORD)
     x = ((x ^ x >> 16) * 0x7FEB352D) & _WORD
-    x = ((x ^ x >> 15) + (z >> 32)) & _WORD
+    x = ((x ^ x >> 15) + _shifted(z, 32)) & _WORD
     x = (x * 0x846CA68B) & _WORD
     return x ^ x >> 16
 
@@ -30,7 +41,7 @@ def _truncated(values: Tensor) -> Tensor:
     return (values.view(torch.int32) & -0x10000).view(torch.float32)
 
 
-def rounded_stochastically(values: Tensor, seed: int, step: int) -> Tensor:
+def rounded_stochastically(values: Tensor, seed: int, step: int | Tensor) -> Tensor:
     """Round float32 to bfloat16, up or down with the probability that makes the mean exact."""
     noise = random_bits(seed, step, values.numel(), values.device).view(values.shape) & 0xFFFF
     bits = values.contiguous().view(torch.int32)

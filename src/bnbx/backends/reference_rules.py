@@ -31,7 +31,7 @@ class Constants:
     alpha: float | Tensor
     eps: float
     weight_decay: float
-    gnorm_scale: float
+    gnorm_scale: float | Tensor
     skip_zeros: bool
     max_unorm: float
 

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from bnbx.ops import error
+from bnbx.ops.checks import check_device
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -182,6 +185,36 @@ def optimizer_update_8bit_blockwise(
 CLIPPING_HISTORY = 100
 
 
+def clipped_norms(
+    norms: Tensor, histories: Sequence[Tensor], step: int | Tensor, percentile: int
+) -> tuple[Tensor, Tensor]:
+    """Put the norms of gradients into their histories and return what they are clipped to.
+
+    Nothing is read by the host.
+
+    Parameters
+    ----------
+    norms
+        float32 of shape ``(N,)``.
+    histories, percentile
+        As ``gnorm_vec`` and ``percentile`` of ``percentile_clipping``; N of them.
+    step
+        Number of the step, counted from 1, or a tensor of shape ``(N, 1)`` with those of each.
+
+    Returns
+    -------
+    clip_values, gnorm_scales
+        float32 of shape ``(N,)``.
+    """
+    places = torch.arange(CLIPPING_HISTORY, device=norms.device)
+    replaced = (places == step % CLIPPING_HISTORY) | (step == 1)
+    squares = torch.where(replaced, norms.square().unsqueeze(1), torch.stack(list(histories)))
+    torch._foreach_copy_(list(histories), list(squares.unbind()))  # type: ignore[no-untyped-call]
+    clip_values = squares.sort(1).values[:, percentile].sqrt()
+    clipped = (clip_values > 0.0) & (norms > clip_values)
+    return clip_values, torch.where(clipped, clip_values / norms, 1.0)
+
+
 def percentile_clipping(
     grad: Tensor, gnorm_vec: Tensor, step: int, percentile: int = 5
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,7 +243,7 @@ def percentile_clipping(
     Raises
     ------
     ValueError
-        If the history has another shape or dtype, or a number is out of range.
+        If the history has another shape, dtype or device, or a number is out of range.
     """
     if gnorm_vec.dtype != torch.float32 or tuple(gnorm_vec.shape) != (CLIPPING_HISTORY,):
         expected = f"a float32 tensor of shape ({CLIPPING_HISTORY},)"
@@ -219,11 +252,7 @@ def percentile_clipping(
         raise error("step", "at least 1, counted from the first step", step)
     if not 0 <= percentile < CLIPPING_HISTORY:
         raise error("percentile", f"a number from 0 to {CLIPPING_HISTORY - 1}", percentile)
+    check_device(grad, gnorm_vec=gnorm_vec)
     current_gnorm = torch.linalg.vector_norm(grad, dtype=torch.float32)
-    if step == 1:
-        gnorm_vec.fill_(current_gnorm.square())
-    else:
-        gnorm_vec[step % CLIPPING_HISTORY] = current_gnorm.square()
-    clip_value = gnorm_vec.sort().values[percentile].sqrt()
-    clipped = (clip_value > 0.0) & (current_gnorm > clip_value)
-    return current_gnorm, clip_value, torch.where(clipped, clip_value / current_gnorm, 1.0)
+    clip, scale = clipped_norms(current_gnorm.unsqueeze(0), [gnorm_vec], step, percentile)
+    return current_gnorm, clip.squeeze(0), scale.squeeze(0)

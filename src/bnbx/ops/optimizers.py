@@ -30,7 +30,7 @@ OPTIMIZER_BLOCKSIZE = OPTIMIZER_BLOCKSIZES[8]
 
 
 #: The columns of ``live``.
-LIVE_NUMBERS = ("step", "lr", "beta3", "alpha")
+LIVE_NUMBERS = ("step", "lr", "beta3", "alpha", "gnorm_scale")
 
 
 class OptimizerState(NamedTuple):
@@ -165,12 +165,12 @@ class OptimizerUpdate(Unchecked):
             check_device(self.p[0], live=live)
         if not live.is_contiguous():
             raise error("live", "a contiguous tensor", f"strides {live.stride()}")
-        if self.seed is not None:
-            raise error("seed", "None where live is given", "both")
-        lr, _, _, beta3, alpha, *_ = self.hyperparameters
-        for argument, value in (("lr", lr), ("beta3", beta3), ("alpha", alpha)):
-            if value != 0.0:
-                raise error(argument, "0.0, because live has it", value)
+        lr, _, _, beta3, alpha, _, _, gnorm_scale, *_ = self.hyperparameters
+        given = {"lr": (lr, 0.0), "beta3": (beta3, 0.0), "alpha": (alpha, 0.0)}
+        given["gnorm_scale"] = gnorm_scale, 1.0
+        for argument, (value, expected) in given.items():
+            if value != expected:
+                raise error(argument, f"{expected}, because live has it", value)
 
     def _check_maps(self, count: int) -> None:
         for number, qmap in enumerate(self.qmaps, 1):
@@ -277,10 +277,10 @@ def optimizer_update_32bit(
     their shapes, a parameter is the sum of both (Kahan 1965). With ``seed``, an int for each, it is
     rounded up or down at random, by bits that follow from seed, step and number of the element.
 
-    ``live``, float64 of shape ``(len(p), 4)`` on the device of ``p``, has step, lr, beta3 and alpha
-    of each parameter where the host does not know them; its kernels read them when they run, so
-    that a CUDA graph goes on with what stands there at a replay. ``step`` is empty then, and the
-    other three arguments are 0.
+    ``live``, float64 of shape ``(len(p), 5)`` on the device of ``p``, has step, lr, beta3, alpha
+    and gnorm_scale of each parameter where the host does not know them; its kernels read them when
+    they run, so that a CUDA graph goes on with what stands there at a replay. ``step`` is empty
+    then, and the other arguments are 0, ``gnorm_scale`` 1.
     """
     numbers = (lr, beta1, beta2, beta3, alpha, eps, weight_decay)
     return OptimizerUpdate(

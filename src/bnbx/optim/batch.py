@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bnbx.optim.extras import clipped, rounding_of
+from bnbx.optim.extras import rounding_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +43,14 @@ class Batch:
     states: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
-    def is_live(self) -> bool:
-        """Whether kernels read the count of steps, and what depends on it, when they run."""
+    def is_counted_on_device(self) -> bool:
+        """Whether the steps of each parameter are counted in a tensor."""
         return isinstance(self.step, Tensor)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether there are numbers that kernels read when they run: see ``live_numbers``."""
+        return _is_live(self.step, self.config)
 
     def add(self, p: Tensor, gradient: Tensor, state: dict[str, Any]) -> None:
         """Add a parameter."""
@@ -63,6 +68,10 @@ class Batch:
         )
 
 
+def _is_live(step: Any, config: dict[str, Any]) -> bool:
+    return isinstance(step, Tensor) or config["percentile_clipping"] < 100
+
+
 class Batches:
     """The batches of one step.
 
@@ -70,7 +79,7 @@ class Batches:
     ----------
     constants_of
         Returns rule and hyperparameters from the settings of a parameter and the number of a step,
-        which is None where a tensor has it.
+        which is None where what depends on it is live.
     """
 
     def __init__(self, constants_of: Callable[[dict[str, Any], Any], Constants]) -> None:
@@ -85,29 +94,28 @@ class Batches:
         """Return the batches that have been asked for."""
         return list(self._batches.values())
 
-    def of(
-        self, p: Tensor, gradient: Tensor, state: dict[str, Any], config: dict[str, Any]
-    ) -> Batch:
+    def of(self, p: Tensor, state: dict[str, Any], config: dict[str, Any]) -> Batch:
         """Return the batch to which a parameter belongs.
 
         Parameters
         ----------
-        p, gradient, state, config
-            The parameter, its gradient, its state and its settings.
+        p, state, config
+            The parameter, its state and its settings.
         """
-        live = isinstance(state["step"], Tensor)
+        live = _is_live(state["step"], config)
         step = None if live else state["step"] + 1
         if (id(config), step) not in self._known:
             made = self._constants_of(config, step)
             self._known[id(config), step] = self._equal.setdefault(made, made), config
         constants, _ = self._known[id(config), step]
-        if config["percentile_clipping"] < 100:
-            constants = constants[0], clipped(constants[1], gradient, state, config)
-            constants = self._equal.setdefault(constants, constants)
         rounding = rounding_of(p, config)
         qmaps = state.get("qmap1"), state.get("qmap2")
-        # What is live is not among the constants: it is made for all of a batch by its settings.
-        key = (id(constants), p.device, *map(id, qmaps), rounding, id(config) if live else None)
+        key: tuple[Any, ...] = (id(constants), p.device, *map(id, qmaps), rounding)
+        if live:
+            # What is live is not among the constants: it is made for all of a batch by its settings
+            # and the count of steps, if the host knows that.
+            count = None if isinstance(state["step"], Tensor) else state["step"]
+            key = (*key, id(config), count)
         if key not in self._batches:
             shared = (*constants, rounding)
             self._batches[key] = Batch(*shared, config, state["step"], *qmaps, p.device)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bnbx.functional.optim import percentile_clipping
 from bnbx.ops import error
 from bnbx.optim.capture import counted_on_device
 from bnbx.optim.state import local
@@ -69,8 +68,6 @@ def add_extras(
     for setting, off, key, numel in _NORM_STATES:
         if config[setting] == off:
             continue
-        if config["capturable"] and setting == "percentile_clipping":
-            raise error(f"{setting} of {where}", f"{off} with capturable=True", config[setting])
         if any(not placement.is_replicate() for placement in getattr(p, "placements", ())):
             expected = f"{off} for a parameter of which each process has a shard"
             raise error(f"{setting} of {where}", expected, config[setting])
@@ -80,13 +77,8 @@ def add_extras(
 
 def check_rounding(where: str, config: dict[str, Any]) -> None:
     """Raise ``ValueError`` unless parameters of bfloat16 can be rounded as the settings say."""
-    if not config["bf16_stochastic_round"]:
-        return
-    if config["kahan_sum"]:
+    if config["bf16_stochastic_round"] and config["kahan_sum"]:
         raise error(f"kahan_sum{where}", "False where bf16_stochastic_round is True", True)
-    if config.get("capturable"):
-        hint = "Use kahan_sum: random numbers follow from the count of steps on the host."
-        raise error(f"bf16_stochastic_round{where}", "False with capturable=True", True, hint)
 
 
 def rounding_of(p: Tensor, config: dict[str, Any]) -> str | None:
@@ -105,16 +97,3 @@ def last_arguments(
     if rounding == "kahan_sum":
         return [state["compensation"] for state in states], None, live
     return () if live is None else (None, None, live)
-
-
-def clipped(
-    hyperparameters: tuple[float, ...],
-    gradient: Tensor,
-    state: dict[str, Any],
-    config: dict[str, Any],
-) -> tuple[float, ...]:
-    """Return the constants of a step with the factor on the gradient that clipping leaves."""
-    step, percentile = state["step"] + 1, config["percentile_clipping"]
-    _, _, scale = percentile_clipping(local(gradient), state["gnorm_vec"], step, percentile)
-    sign = hyperparameters[7]
-    return (*hyperparameters[:7], sign * float(scale), *hyperparameters[8:])

@@ -291,10 +291,10 @@ class KbitOptimizer(torch.optim.Optimizer):
                     or state.get("qmap2") is not batch.qmap2
                     or (batch.qmap1 is None and p.device != batch.device)
                 ):
-                    batch = batches.of(p, gradient, state, config)
+                    batch = batches.of(p, state, config)
                 batch.add(p, gradient, state)
         for p, gradient, state, config in special:  # when nothing can be refused any more
-            batches.of(p, gradient, state, config).add(p, gradient, state)
+            batches.of(p, state, config).add(p, gradient, state)
         return batches.all()
 
     def _rule_of(self, config: dict[str, Any]) -> str:  # noqa: ARG002 (a family may have two rules)
@@ -307,8 +307,9 @@ class KbitOptimizer(torch.optim.Optimizer):
         if step is not None:
             return self._hyperparameters(config, step)
         # Kernels read those that change when they run: see live_numbers.
-        _, beta1, beta2, _, _, *others = self._hyperparameters({**config, "lr": 0.0}, 1)
-        return 0.0, beta1, beta2, 0.0, 0.0, *others
+        numbers = self._hyperparameters({**config, "lr": 0.0}, 1)
+        _, beta1, beta2, _, _, eps, weight_decay, _, *others = numbers
+        return 0.0, beta1, beta2, 0.0, 0.0, eps, weight_decay, 1.0, *others
 
     def _hyperparameters(self, config: dict[str, Any], step: Any) -> tuple[Any, ...]:  # noqa: ARG002
         """Return the constants of a step from ``lr`` on, in the order of the operation's schema."""
@@ -360,10 +361,12 @@ class KbitOptimizer(torch.optim.Optimizer):
         gradients = batch.gradients if shards is batch.parameters else locals_of(batch.gradients)
         if not all(map(Tensor.is_contiguous, shards)):
             targets = [shard.contiguous() for shard in shards]
-        live = live_numbers(batch, self._hyperparameters) if batch.is_live else None
-        steps = [] if batch.is_live else [state["step"] + 1 for state in states]
-        if live is None:
+        counts = []
+        if not batch.is_counted_on_device:
             refuse_uncaptured(batch.parameters[0])
+            counts = [state["step"] + 1 for state in states]
+        live = live_numbers(batch, gradients, self._hyperparameters) if batch.is_live else None
+        steps = counts if live is None else []
         limited = batch.hyperparameters[-1] > 0.0
         moments = (
             gradients,
@@ -396,10 +399,10 @@ class KbitOptimizer(torch.optim.Optimizer):
                     shard.copy_(target)
         # Kernels write past autograd, which must know that values saved for backward have changed.
         torch.autograd.graph.increment_version(batch.parameters)
-        if batch.is_live:
+        if batch.is_counted_on_device:
             torch._foreach_add_([state["step"] for state in states], 1)
-        for state, step in zip(states, steps, strict=False):
-            state["step"] = step
+        for state, count in zip(states, counts, strict=False):
+            state["step"] = count
 
     def _place_states(self) -> None:
         """Put loaded states where their parameters are, and let equal maps be one tensor."""
