@@ -29,6 +29,12 @@ cdef struct Tensor:
     int64_t* strides
     uint64_t byte_offset
 
+# A tensor and what to call when nobody uses it any more.
+cdef struct Managed:
+    Tensor tensor
+    void* context
+    void (*deleter)(Managed* tensor) noexcept nogil
+
 cdef struct Version:
     uint32_t major
     uint32_t minor

@@ -17,6 +17,7 @@ from bnbx.backends import cuda_modules, reference
 from bnbx.backends.cpu import CpuBackend
 from bnbx.backends.cuda import CudaBackend
 from bnbx.backends.native_grouped import NativeGroupedBackend
+from bnbx.backends.paged_memory import PAGED_DEVICES, PagedDevices
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +104,8 @@ def _load(
         reason = f"{type(failure).__name__}: {failure}"
         _warn(device, reason)
         return Backend(name, device, (), reason)
+    if device == "cuda":
+        PAGED_DEVICES[device] = PagedDevices(ext)
     key = device.upper()
     for operation in ext.operations():
         ops.register(operation, backend.kernel(_method(operation)), key)

@@ -253,7 +253,7 @@ class KbitOptimizer(torch.optim.Optimizer):
         self._pages.check_step()
         self._place_states()
         for batch in self._batches():
-            for start, stop in self._pages.turns(batch.states):
+            for start, stop in self._pages.turns(batch.states, batch.device):
                 self._update(batch.part(start, stop))
         return loss
 
@@ -335,19 +335,16 @@ class KbitOptimizer(torch.optim.Optimizer):
         if not state:
             self._check_parameter(where, p)
             state.update(self._new_state(p, config))
-        add_extras(p, state, config, where, self._zeros(config))
+        add_extras(p, state, config, where, self._zeros(p, config))
 
-    def _zeros(self, config: dict[str, Any]) -> Callable[..., Tensor]:
-        return self._pages.zeros if config["is_paged"] else torch.zeros
+    def _zeros(self, p: Tensor, config: dict[str, Any]) -> Callable[..., Tensor]:
+        return self._pages.zeros_for(p) if config["is_paged"] else torch.zeros
 
     def _new_state(self, p: Tensor, config: dict[str, Any]) -> dict[str, Any]:
-        if config["is_paged"] and p.device.type not in {"cpu", "meta"}:
-            hint = "Use the class without Paged in its name."
-            raise error("is_paged", "False for states on a device other than a CPU", p.device, hint)
         small = p.numel() < config["min_8bit_size"]
         bits = 32 if small else self._checked("optim_bits", config["optim_bits"])
         with self._pages.all_or_nothing():
-            return new_state(p, bits, self._kept, self._maps, self._zeros(config))
+            return new_state(p, bits, self._kept, self._maps, self._zeros(p, config))
 
     def _update(self, batch: Batch) -> None:
         states = batch.states
@@ -464,7 +461,7 @@ class KbitOptimizer(torch.optim.Optimizer):
             state_dict.get("state"),
             self._kept,
             move_to_device,
-            lambda p: pages.zeros if p in paged else torch.empty,
+            lambda p: pages.zeros_for(p) if p in paged else torch.empty,
         )
         self.__setstate__({"state": state, "param_groups": groups, "_pages": pages})
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():

@@ -1,5 +1,7 @@
 """Optimizer states in mapped files, so that states larger than the memory can be trained with.
 
+That is for parameters on a CPU; ``paged_device.py`` has those of a GPU.
+
 The files have no name: they are unlinked as they are made (``tempfile.TemporaryFile``). Nobody can
 delete or shorten one by mistake while it is in use, and its space is free again as soon as the last
 tensor in it is gone, also when the process was killed. ``df`` shows the space, ``du`` does not.
@@ -26,11 +28,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bnbx.backends.paged_memory import PAGED_DEVICES
 from bnbx.ops import error
 from bnbx.optim.manager import GlobalOptimManager
+from bnbx.optim.paged_device import SMALLEST_BYTES, DevicePages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from types import SimpleNamespace
 
     from typing_extensions import Self
@@ -55,33 +59,36 @@ _Span = tuple["_File", int, int]  # the file, the first byte and the one behind 
 
 
 class PagedMemory:
-    """A directory for optimizer states in place of memory, and how much of it they may use.
+    """Where optimizer states lie in place of memory, and how much of it they may use.
 
-    An optimizer that is given one as ``paging`` keeps its states there, in files that are mapped
-    into memory: the operating system reads what a step touches and writes it back when it needs the
-    memory. The numbers are the same to the last bit. Tensors of less than a page (4096 bytes) stay
-    in memory, and so do the states of groups and of parameters for which ``is_paged`` is False.
+    An optimizer that is given one as ``paging`` keeps the states of parameters on a CPU in files
+    that are mapped into memory: the operating system reads what a step touches and writes it back
+    when it needs the memory. Those of parameters on a GPU lie in main memory and move to the GPU
+    for a step. The numbers are the same to the last bit. Tensors of less than a page (4096 bytes,
+    64 KiB on a GPU) stay where their parameters are, and so do the states of groups and of
+    parameters for which ``is_paged`` is False.
 
     Parameters
     ----------
     directory
-        Where the files are made. It should be on a local disk with a file system that writes in
+        For parameters on a CPU, and for no others: where the files are made. It should be on a
+        local disk with a file system that writes in
         place, such as ext4 or XFS: one that copies what it writes (Btrfs, ZFS) may lack the space
         later, which ends the process. In a tmpfs states would still take up memory.
     budget_bytes
         The most that the states of all optimizers with this object may reserve in this process,
-        in bytes. None: whatever the disk has.
+        in bytes. None: whatever the disk or, for a GPU, main memory has.
     resident_bytes
-        How much memory a step may use for paged states, in bytes: it updates a few parameters at a
-        time, reads the states of the next ones meanwhile, and writes the last ones back. A single
-        parameter is not divided. None: states stay in memory until the system needs it, which is
-        faster if most of them fit.
+        How much memory a step may use for paged states, in bytes, that of the GPU if the parameters
+        are there: it updates a few parameters at a time, reads the states of the next ones
+        meanwhile, and writes the last ones back. A single parameter is not divided. None: states
+        stay in memory until others need it, which is faster if most of them fit.
 
     Raises
     ------
     ValueError
         If the directory does not exist or cannot be written, if a number is not a positive integer,
-        or on Windows, where space cannot be reserved in this way.
+        or for a directory on Windows, where space cannot be reserved in this way.
 
     Notes
     -----
@@ -99,38 +106,36 @@ class PagedMemory:
 
     def __init__(
         self,
-        directory: str | os.PathLike[str],
+        directory: str | os.PathLike[str] | None = None,
         budget_bytes: int | None = None,
         resident_bytes: int | None = None,
     ) -> None:
-        if sys.platform == "win32":
-            raise error("directory", "a POSIX system for states in a file", sys.platform)
-        path = Path(directory).absolute()
-        if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
-            got = "one that cannot be written" if path.is_dir() else "none"
-            raise error("directory", "an existing directory", f"{got}: {path}", "Create it first.")
         for name, value in (("budget_bytes", budget_bytes), ("resident_bytes", resident_bytes)):
             whole = isinstance(value, int) and not isinstance(value, bool)
             if value is not None and not (whole and value > 0):
                 raise error(name, "a positive number of bytes, or None for no bound", repr(value))
-        self.directory = path
+        self.directory = None if directory is None else _checked_directory(directory)
         self.budget_bytes = budget_bytes
         self.resident_bytes = resident_bytes
-        self._files: weakref.WeakSet[_File] = weakref.WeakSet()
+        self._parts: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @property
     def reserved_bytes(self) -> int:
-        """The bytes that are reserved in the directory now."""
-        return sum(file.used for file in self._files)
+        """The bytes that are reserved now."""
+        return sum(part.used for part in self._parts)
 
-    def new_file(self, length: int) -> _File:
+    def add(self, part: Any) -> None:
+        """Count the bytes that a file or a block of memory has ``used`` as long as it lives."""
+        self._parts.add(part)
+
+    def new_file(self, directory: Path, length: int) -> _File:
         """Return a file of that length without any space yet."""
         try:
-            file = _File(self.directory, length)
+            file = _File(directory, length)
         except OSError as failure:
-            expected = f"room for a file of {length:,} bytes in {self.directory}"
+            expected = f"room for a file of {length:,} bytes in {directory}"
             raise error("paging", expected, failure.strerror or failure) from failure
-        self._files.add(file)
+        self.add(file)
         return file
 
     def check_budget(self, nbytes: int) -> None:
@@ -138,25 +143,36 @@ class PagedMemory:
         if self.budget_bytes is not None and self.reserved_bytes + nbytes > self.budget_bytes:
             raise error(
                 "budget_bytes",
-                f"at least {self.reserved_bytes + nbytes:,} for the states in {self.directory}, "
+                f"at least {self.reserved_bytes + nbytes:,} for the states in "
+                f"{self.directory or 'main memory'}, "
                 f"{self.reserved_bytes:,} of which are reserved",
                 f"{self.budget_bytes:,}",
                 "Raise it, use fewer bits, or set is_paged to False for some parameters.",
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_files"}
+        return {key: value for key, value in vars(self).items() if key != "_parts"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._files = weakref.WeakSet()
+        self._parts = weakref.WeakSet()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # a copy of an optimizer shares the budget
 
     def __repr__(self) -> str:
-        arguments = f"{str(self.directory)!r}, {self.budget_bytes}, {self.resident_bytes}"
-        return f"PagedMemory({arguments})"
+        directory = None if self.directory is None else str(self.directory)
+        return f"PagedMemory({directory!r}, {self.budget_bytes}, {self.resident_bytes})"
+
+
+def _checked_directory(directory: str | os.PathLike[str]) -> Path:
+    if sys.platform == "win32":
+        raise error("directory", "a POSIX system for states in a file", sys.platform)
+    path = Path(directory).absolute()
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        got = "one that cannot be written" if path.is_dir() else "none"
+        raise error("directory", "an existing directory", f"{got}: {path}", "Create it first.")
+    return path
 
 
 def paged_memory(given: object, is_paged: bool) -> PagedMemory | None:
@@ -187,9 +203,6 @@ def paged_memory(given: object, is_paged: bool) -> PagedMemory | None:
 @functools.lru_cache
 def _of_environment(directory: str | None, *numbers: str | None) -> PagedMemory:
     """Return the one memory for these values, so that the budget bounds the whole process."""
-    if directory is None:
-        expected = "a directory, because the budget or the resident bytes are set"
-        raise error(_VARIABLES["directory"], expected, "nothing")
     for variable, number in zip(list(_VARIABLES.values())[1:], numbers, strict=True):
         if number is not None and not number.isdecimal():
             raise error(variable, "a number of bytes", repr(number))
@@ -284,12 +297,47 @@ def _reserve(descriptor: int, start: int, nbytes: int) -> None:
 
 
 class Pages:
-    """The paged states of one optimizer: in files, or in plain memory if ``memory`` is None."""
+    """The paged states of one optimizer.
+
+    Those of a CPU are in files, or in plain memory if ``memory`` has no directory; those of a GPU
+    in memory that it shares with the CPU.
+    """
 
     def __init__(self, memory: PagedMemory | None) -> None:
         self._memory = memory
+        self._devices: dict[torch.device, DevicePages] = {}
         self._files: weakref.WeakSet[_File] = weakref.WeakSet()
         self._process = os.getpid()
+
+    def zeros_for(self, p: Tensor) -> Callable[..., Tensor]:
+        """Return ``zeros`` if the states of a parameter can be paged.
+
+        Raises
+        ------
+        ValueError
+            If nothing pages on its device, or if it is not there that the memory is.
+        """
+        directory = None if self._memory is None else self._memory.directory
+        if p.device.type in PAGED_DEVICES:
+            if directory is not None:
+                expected = f"a PagedMemory without a directory for parameters on {p.device}"
+                hint = "Their states lie in main memory. Files are for parameters on a CPU."
+                raise error("paging", expected, self._memory, hint)
+        elif p.device.type not in {"cpu", "meta"}:
+            expected = f"False for parameters on {p.device}, for which no kernels are loaded"
+            hint = "`python -m bnbx` says why; or use the class without Paged in its name."
+            raise error("is_paged", expected, True, hint)
+        elif p.device.type == "cpu" and self._memory is not None and directory is None:
+            expected = "a PagedMemory with a directory for parameters on a CPU"
+            raise error("paging", expected, self._memory)
+        return self.zeros
+
+    def _on(self, device: torch.device) -> DevicePages | None:
+        if device.type not in PAGED_DEVICES:
+            return None
+        if device not in self._devices:
+            self._devices[device] = DevicePages(self._memory, device)
+        return self._devices[device]
 
     def zeros(self, shape: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return a tensor of zeros, as ``torch.zeros`` does.
@@ -297,17 +345,26 @@ class Pages:
         Raises
         ------
         ValueError
-            If the budget or the disk does not have the space.
+            If the budget, the disk or main memory does not have the space.
         """
+        on_device = self._on(device)
+        if on_device is not None:
+            return on_device.zeros(shape, dtype)
         count = math.prod(shape)
         nbytes = count * dtype.itemsize
-        if self._memory is None or device.type != "cpu" or nbytes < _SMALLEST_BYTES:
+        directory = None if self._memory is None else self._memory.directory
+        if (
+            self._memory is None
+            or directory is None
+            or device.type != "cpu"
+            or nbytes < _SMALLEST_BYTES
+        ):
             return torch.zeros(shape, dtype=dtype, device=device)
         nbytes = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         self._memory.check_budget(nbytes)
         file = next((f for f in self._files if len(f) - f.used >= nbytes), None)
         if file is None:
-            file = self._memory.new_file(max(nbytes, _FILE_BYTES))
+            file = self._memory.new_file(directory, max(nbytes, _FILE_BYTES))
             self._files.add(file)
         start = file.reserve(nbytes)
         return torch.frombuffer(file, dtype=dtype, count=count, offset=start).view(shape)
@@ -325,9 +382,13 @@ class Pages:
 
     def place(self, value: Tensor) -> Tensor:
         """Return a state where it belongs: itself if it is there, or a copy."""
-        if value.device.type != "cpu" or value.nbytes < _SMALLEST_BYTES:
-            return value
-        if self._memory is None or self._span(value) is not None:
+        on_device = self._on(value.device)
+        if on_device is not None:
+            placed = on_device.has(value) or value.nbytes < SMALLEST_BYTES
+        else:
+            in_files = value.device.type == "cpu" and self._memory is not None
+            placed = not in_files or value.nbytes < _SMALLEST_BYTES or self._span(value) is not None
+        if placed:
             return value
         return self.zeros(value.shape, dtype=value.dtype, device=value.device).copy_(value)
 
@@ -347,13 +408,19 @@ class Pages:
             )
         self.check()
 
-    def turns(self, states: list[dict[str, Any]]) -> Iterator[tuple[int, int]]:
+    def turns(
+        self, states: list[dict[str, Any]], device: torch.device
+    ) -> Iterator[tuple[int, int]]:
         """Yield which of the ``states`` to update next, as begin and end of a slice.
 
         While the caller updates them, those of the next turn are read. With ``resident_bytes``
         they are then given up: unmapped and, one turn later, when the disk has had time to write
         them, dropped from the memory of the system.
         """
+        on_device = self._on(device)
+        if on_device is not None:
+            yield from on_device.turns(states)
+            return
         bound = None if self._memory is None else self._memory.resident_bytes
         if bound is None and sum(file.used for file in self._files) <= _TURN_BYTES:
             yield 0, len(states)
