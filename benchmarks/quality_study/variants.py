@@ -65,6 +65,7 @@ VARIANTS = (
     *(Variant(f"NF4, random signs {seed}", signs=seed) for seed in range(1, 4)),
     Variant("NF4, scale search", SEARCH),
     Variant("NF4, imatrix", IMATRIX, 4096),
+    Variant("NF4, imatrix, more text", IMATRIX, 16384),
     Variant("NF4, GPTQ", tokens=16384),
     Variant("NF4, double quantization", NESTED),
     Variant("NF4, scale search, double quantization", {**SEARCH, **NESTED}),
