@@ -15,8 +15,8 @@ template <class T>
 void test_quantiles(int64_t n, double offset, int64_t count) {
   const auto values = random_normal<T>(n, 3.0f);
   std::vector<float> out(count);
-  estimate_quantiles(values.data(), dtype_of<T>(), n, offset, count, out.data(),
-                     workspace().data(), nullptr);
+  estimate_quantiles(values.data(), dtype_of<T>(), n, offset, count, out.data(), workspace().data(),
+                     nullptr);
   std::vector<double> sorted;
   for (T value : values) sorted.push_back(number(value));
   std::sort(sorted.begin(), sorted.end());
