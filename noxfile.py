@@ -151,6 +151,7 @@ def simt(session: nox.Session) -> None:
     if "--quick" in session.posargs:
         return
     session.run("pytest", OP_TESTS, *session.posargs, env=env)
+    session.run("pytest", "tests/optim/test_paged_device.py", "-k", "emulator", env=env)
     run_sanitized(session, "build/simt-asan", options[:1], OP_TESTS, *SIMT_SANITIZED, **env)
 
 

@@ -26,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "gpu"
 SITE = BUILD / "site"
 STEPS = ("build", "test", "sanitize", "bench")
+#: Of the operations, and what asks for a GPU by itself.
+TESTS = ("tests/ops", "tests/optim/test_paged_cuda.py")
 #: Small tests that reach one kernel of each kind; under the tool a launch takes a hundred times as
 #: long.
 SANITIZED = "test_sizes or test_strides_do_not_matter or test_zero_block or test_empty"
@@ -51,7 +53,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS, help="all of them")
     parser.add_argument("--architectures", default="native", help="CMAKE_CUDA_ARCHITECTURES")
     parser.add_argument("--device", default="cuda", help="of the tests and the benchmarks")
-    parser.add_argument("--tests", default="tests/ops", help="what pytest runs on the device")
+    parser.add_argument("--tests", nargs="+", default=TESTS, help="what pytest runs on the device")
     parser.add_argument("--select", metavar="TEXT", help="pytest's -k, of step test")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=TOOLS[:1], help="memcheck")
     parser.add_argument("--only", action="append", metavar="TEXT", help="rows whose name holds it")
@@ -128,7 +130,7 @@ def _modules(_folder: str, names: list[str]) -> list[str]:
 def test(options: argparse.Namespace) -> bool:
     """Run the conformance tests on the device."""
     select = ("-k", options.select) if options.select else ()
-    return run(*_pytest(options), options.tests, *select)
+    return run(*_pytest(options), *options.tests, *select)
 
 
 def sanitize(options: argparse.Namespace) -> bool | None:

@@ -75,6 +75,22 @@ def test_a_launch_says_what_is_missing(module):
         assert re.search("driver is missing or older|driver sees no GPU", message), name
 
 
+@each_module
+def test_paged_memory_says_what_is_missing(module):
+    code = f"""
+import {module} as ext
+for call in (ext.has_managed_memory, lambda: ext.PagedBlock(100, 0, True)):
+    try:
+        call()
+    except RuntimeError as failure:
+        print(failure)
+"""
+    said = output_of(sys.executable, "-c", code, PYTHONPATH=_ext.__path__[0]).splitlines()
+    assert len(said) == 2
+    for message in said:
+        assert re.search(r"CUDA error \d+ .*driver (is missing or older|sees no GPU)", message)
+
+
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="no readelf")
 @each_module
 def test_no_cuda_library_is_linked(module):

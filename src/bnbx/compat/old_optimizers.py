@@ -86,7 +86,7 @@ class OptimizerByName(KbitOptimizer):
         self._place_states()
 
     def prefetch_state(self, p: Tensor) -> None:
-        """Do nothing: the operating system reads paged states when they are used."""
+        """Do nothing: a step fetches paged states before it uses them."""
 
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
         """Return the settings of a parameter: its group's, with overrides.

@@ -86,8 +86,8 @@ class DevicePages:
         ValueError
             If a graph is being captured, which cannot move pages, and ``resident_bytes`` is set.
         """
-        if self._gpu.is_capturing():
-            if self._bound is not None:
+        if not self._blocks or self._gpu.is_capturing():
+            if self._blocks and self._bound is not None:
                 hint = "Replays fetch the pages that they touch."
                 raise error("resident_bytes", "None for a step in a graph", self._bound, hint)
             yield 0, len(states)

@@ -72,9 +72,9 @@ class PagedMemory:
     ----------
     directory
         For parameters on a CPU, and for no others: where the files are made. It should be on a
-        local disk with a file system that writes in
-        place, such as ext4 or XFS: one that copies what it writes (Btrfs, ZFS) may lack the space
-        later, which ends the process. In a tmpfs states would still take up memory.
+        local disk with a file system that writes in place, such as ext4 or XFS: one that copies
+        what it writes (Btrfs, ZFS) may lack the space later, which ends the process. In a tmpfs
+        states would still take up memory.
     budget_bytes
         The most that the states of all optimizers with this object may reserve in this process,
         in bytes. None: whatever the disk or, for a GPU, main memory has.
@@ -417,7 +417,7 @@ class Pages:
         they are then given up: unmapped and, one turn later, when the disk has had time to write
         them, dropped from the memory of the system.
         """
-        on_device = self._on(device)
+        on_device = self._devices.get(device)  # none that is not paged pays for those that are
         if on_device is not None:
             yield from on_device.turns(states)
             return
