@@ -56,7 +56,7 @@ def test_load_and_quantize_model(architecture, name, checkpoint, bnb, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it asks for nothing more")
 @pytest.mark.parametrize(
-    ("name", "device", "kind", "message"),
+    ("name", "place", "kind", "message"),
     [
         ("nf4", "cpu", ValueError, "Some modules are dispatched on the CPU"),
         ("int8", "cpu", RuntimeError, "accelerator device when none is available"),
@@ -64,14 +64,14 @@ def test_load_and_quantize_model(architecture, name, checkpoint, bnb, tmp_path):
         ("int8", CPU, safetensors.SafetensorError, "device .* is invalid"),
     ],
 )
-def test_what_accelerate_refuses(name, device, kind, message, checkpoint):
+def test_what_accelerate_refuses(name, place, kind, message, checkpoint):
     """If this ends, the row in docs/compatibility.md is out of date."""
     with accelerate.init_empty_weights():
         model = transformers.AutoModelForCausalLM.from_config(models.CONFIGS["llama"])
     weights = str(checkpoint("llama") / "model.safetensors")
     config = BnbQuantizationConfig(**CONFIGS[name], torch_dtype=torch.float32)
     with pytest.raises(kind, match=message):
-        load_and_quantize_model(model, config, weights_location=weights, device_map={"": device})
+        load_and_quantize_model(model, config, weights_location=weights, device_map={"": place})
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "nf4 nested", "fp4 in bfloat16", "int8"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 
 import pytest
@@ -77,6 +78,13 @@ def test_params4bit_from_the_attributes_of_another(weight):
     assert new.quant_state is old.quant_state
     assert new.__dict__ == old.__dict__
     assert torch.equal(new.dequantize(), old.dequantize())
+
+
+def test_settings_that_programs_look_for_in_the_signature():
+    """accelerate, diffusers and Lightning ask before they pass these on."""
+    assert {"compute_dtype", "quant_storage"} <= inspect.signature(Linear4bit).parameters.keys()
+    names = {"quant_state", "blocksize", "quant_storage", "module", "bnb_quantized"}
+    assert names <= inspect.signature(Params4bit).parameters.keys()
 
 
 def test_int8params_from_the_attributes_of_another(weight):

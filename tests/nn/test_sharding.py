@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bnbx.nn import Linear8bitLt, LinearNF4
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
@@ -64,19 +66,56 @@ def check(storage: torch.dtype) -> None:
     assert torch.equal(sharded(x), plain(x))
 
 
-def run(rank: int, world_size: int, path: str) -> None:
+def check_fsdp1() -> None:
+    """FSDP of the first kind: storage in floating point; torch refuses to flatten integers."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    def sharded(model: torch.nn.Module) -> torch.nn.Module:
+        return FullyShardedDataParallel(
+            copy.deepcopy(model),
+            auto_wrap_policy=ModuleWrapPolicy({LinearNF4}),
+            device_id=torch.device("cpu"),
+            use_orig_params=True,
+        )
+
+    plain = model_of(torch.float32)[:3]
+    model = sharded(plain)
+    x = torch.randn(4, 192)
+    for training in (False, False, True, False):
+        inputs = [x.clone().requires_grad_(training) for _ in range(2)]
+        outputs = plain.train(training)(inputs[0]), model.train(training)(inputs[1])
+        assert torch.equal(*outputs)
+        if training:
+            for y in outputs:
+                y.sum().backward()
+            assert torch.equal(inputs[0].grad, inputs[1].grad)
+    with pytest.raises(ValueError, match="Cannot flatten integer dtype tensors"):
+        sharded(model_of(torch.uint8)[:3])
+
+
+def run(rank: int, world_size: int, path: str, checks: Sequence[Callable[[], None]]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{path}", rank=rank, world_size=world_size
     )
     try:
-        for storage in (torch.float32, torch.bfloat16, torch.uint8):
-            check(storage)
+        for each in checks:
+            each()
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_fsdp2(tmp_path: Path) -> None:
+def on_two_processes(tmp_path: Path, *checks: Callable[[], None]) -> None:
     import torch.multiprocessing as mp
 
-    mp.spawn(run, args=(2, str(tmp_path / "rendezvous")), nprocs=2)
+    mp.spawn(run, args=(2, str(tmp_path / "rendezvous"), checks), nprocs=2)
+
+
+def test_fsdp2(tmp_path: Path) -> None:
+    storages = (torch.float32, torch.bfloat16, torch.uint8)
+    on_two_processes(tmp_path, *(functools.partial(check, storage) for storage in storages))
+
+
+def test_fsdp1(tmp_path: Path) -> None:
+    on_two_processes(tmp_path, check_fsdp1)
