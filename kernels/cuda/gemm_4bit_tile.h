@@ -59,8 +59,9 @@ __device__ inline void write_tile(const Product4& p, const RowTile& rows, int64_
   }
 }
 
+// While one of two blocks waits at a barrier, the other has the multiprocessor.
 template <class T, class Tile, bool kTransposed>
-__global__ void __launch_bounds__(Tile::kThreads) multiply_tile(Product4 p) {
+__global__ void __launch_bounds__(Tile::kThreads, 2) multiply_tile(Product4 p) {
   using Memory = TileMemory<T, Tile>;
   const RowTile rows = find_row_tile(p, blockIdx.x % p.row_tiles, Tile::kRows);
   if (rows.begin == rows.end) return;
