@@ -18,7 +18,8 @@ def _signed(bits: int) -> int:
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
     """Shift int64 to the right as if they were unsigned."""
-    return z >> bits & 2 ** (64 - bits) - 1
+    mask: int = 2 ** (64 - bits) - 1
+    return z >> bits & mask
 
 
 def random_bits(seed: int, step: int | Tensor, numel: int, device: torch.device) -> Tensor:

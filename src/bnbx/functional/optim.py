@@ -209,7 +209,7 @@ def clipped_norms(
     places = torch.arange(CLIPPING_HISTORY, device=norms.device)
     replaced = (places == step % CLIPPING_HISTORY) | (step == 1)
     squares = torch.where(replaced, norms.square().unsqueeze(1), torch.stack(list(histories)))
-    torch._foreach_copy_(list(histories), list(squares.unbind()))  # type: ignore[no-untyped-call]
+    torch._foreach_copy_(list(histories), list(squares.unbind()))
     clip_values = squares.sort(1).values[:, percentile].sqrt()
     clipped = (clip_values > 0.0) & (norms > clip_values)
     return clip_values, torch.where(clipped, clip_values / norms, 1.0)
