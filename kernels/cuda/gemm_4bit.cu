@@ -17,13 +17,15 @@ static constexpr int64_t kGemvMost = 4;
 // Calls `work` with the tile of a product.
 template <class Work>
 static void with_tile(const Product4& p, float, Work&& work) {
-  if (rows_per_weight(p) <= 16) return work(FloatTile16{});
+  const bool small = rows_per_weight(p) <= 16 || !fits<float, FloatTile64>();
+  if (small) return work(FloatTile16{});
   work(FloatTile64{});
 }
 
 template <class T, class Work>
 static void with_tile(const Product4& p, T, Work&& work) {
   const int64_t rows = rows_per_weight(p);
+  if (!fits<T, Tile32>()) return work(SmallTile{});
   if (!fits<T, LargeTile>() || (16 < rows && rows <= 32)) {
     static_assert(TileMemory<T, Tile32>::bytes(2) <= kLeastShared);
     return work(Tile32{});

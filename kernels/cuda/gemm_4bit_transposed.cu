@@ -12,7 +12,8 @@ using Tile64 = Tile<64, 64, 64, 4, 2, 1, 16>;
 // Calls `work` with the tile of a product.
 template <class Work>
 static void with_tile(const Product4& p, float, Work&& work) {
-  if (rows_per_weight(p) <= 16) return work(FloatTile16{});
+  const bool small = rows_per_weight(p) <= 16 || !fits<float, FloatTile64>();
+  if (small) return work(FloatTile16{});
   work(FloatTile64{});
 }
 
@@ -22,6 +23,7 @@ static void with_tile(const Product4& p, T, Work&& work) {
     if (is_large<T>(p, p.K, p.N)) return work(LargeTile{});
     if (rows_per_weight(p) <= 16) return work(Tile16{});
   }
+  if (!fits<T, Tile64>()) return work(SmallTile{});
   static_assert(TileMemory<T, Tile64>::bytes(2) <= kLeastShared);
   work(Tile64{});
 }

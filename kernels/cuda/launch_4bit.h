@@ -24,6 +24,11 @@ using FloatTile64 = Tile<64, 64, 64, 2, 4, 1, 4>;
 // memory.
 static constexpr int64_t kLeastShare = 1024;
 
+// Those of 16-bit types and of float32 that fit the 48 KB of devices without tensor cores.
+using SmallTile = Tile<64, 16, 128, 4, 1, 2, 4>;
+static_assert(TileMemory<float16, SmallTile>::bytes(2) <= 48 << 10);
+static_assert(TileMemory<float, FloatTile16>::bytes(2) <= 48 << 10);
+
 // Shared memory of a block on the smallest device that has tensor cores (7.5).
 static constexpr int64_t kLeastShared = 64 << 10;
 

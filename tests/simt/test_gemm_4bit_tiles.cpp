@@ -88,6 +88,13 @@ void test_large() {
   }
 }
 
+// What devices with little shared memory have for every product.
+template <class T>
+void test_small() {
+  test_tile<T, gpu::SmallTile, false>(37, 65, 250);
+  test_tile<T, gpu::SmallTile, true>(18, 70, 131);
+}
+
 void test_splits_of_floats() {
   for (int64_t splits : {2, 4, 6}) {
     test_tile<float, gpu::FloatTile16, false>(5, 65, 250, splits);
@@ -117,6 +124,8 @@ void test_count_of_splits() {
 void test_all() {
   test_large<float16>();
   test_large<bfloat16>();
+  test_small<float16>();
+  test_small<bfloat16>();
   test_splits_of_floats();
   test_count_of_splits();
   for_each_type([](auto type) {
