@@ -96,6 +96,7 @@ def test_steps_can_be_chosen():
 
 
 def test_what_is_not_installed_is_named_before_anything_runs(monkeypatch):
+    monkeypatch.setitem(cli.NEEDED, "build", ("torch",))
     monkeypatch.setitem(cli.NEEDED, "test", ("no_such_package",))
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(cli.sysconfig, "get_path", lambda _: "")

@@ -80,7 +80,7 @@ def error(model, variant, windows):
 def test_every_variant_quantizes(model):
     torch.manual_seed(1)
     windows = list(torch.randint(0, 50, (4, 64)))
-    errors = {v.name: error(model, v, windows) for v in VARIANTS}
+    errors = {v.name: error(model, v, windows[: 1 + v.tokens // 8192]) for v in VARIANTS}
     assert len(errors) == len(VARIANTS) == len(set(errors.values()))
     assert 0 < errors["int8"] < errors["NF4, GPTQ"] < errors["NF4"] < errors["FP4"]
 
