@@ -37,7 +37,7 @@ void prefetch(const void* memory, int64_t bytes, bool, Stream) {
   const std::lock_guard<std::mutex> lock(mutex);
   auto block = managed_blocks.upper_bound(first);
   if (block == managed_blocks.begin() || first + bytes > (--block)->first + block->second) {
-    throw std::invalid_argument("prefetch: expected a part of a managed block");
+    throw std::logic_error("prefetch: expected a part of a managed block");
   }
 }
 

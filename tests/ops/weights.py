@@ -39,8 +39,8 @@ def check_product(out: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None = 
     """Compare with A times the weight's transpose; a kernel may round the weight to A's dtype."""
     A64, weight = A.double(), weight.double()
     exact = A64 @ weight.t() + (0.0 if bias is None else bias.double())
-    # Each term is rounded by itself, so the errors add up like a random walk: the 2-norm. So do those
-    # of the sums after each term, which grow meanwhile: the root of the depth.
+    # Each term is rounded by itself, so the errors add up like a random walk: the 2-norm. So do
+    # those of the sums after each term, which grow meanwhile: the root of the depth.
     norm = (A64.square() @ weight.t().square()).sqrt()
     sums = max(32.0, 2 * A.shape[-1] ** 0.5) * torch.finfo(torch.float32).eps
     close(out, exact, norm * (torch.finfo(A.dtype).eps + sums))
