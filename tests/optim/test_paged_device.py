@@ -219,7 +219,7 @@ def test_the_emulator_refuses_to_move_what_is_not_managed():
     ext.prefetch(block.address, BLOCK, True, 0)
     ext.prefetch(block.address + 5, BLOCK - 5, False, 0)
     for address, nbytes in ((block.address, BLOCK + 1), (pinned.address, 1), (0, 1)):
-        with pytest.raises(ValueError, match="^prefetch: expected a part of a managed block"):
+        with pytest.raises(RuntimeError, match="^prefetch: expected a part of a managed block"):
             ext.prefetch(address, nbytes, True, 0)
     address = block.address
     del block
