@@ -14,14 +14,7 @@ using Tile128 = Tile<32, 128, 64, 2, 4, 1, 16>;
 // Rows of activations up to which reading the weight is all that counts.
 static constexpr int64_t kGemvMost = 4;
 
-// Calls `work` with the tile of a product.
-template <class Work>
-static void with_tile(const Product4& p, float, Work&& work) {
-  const bool small = rows_per_weight(p) <= 16 || !fits<float, FloatTile64>();
-  if (small) return work(FloatTile16{});
-  work(FloatTile64{});
-}
-
+// Calls `work` with the tile of a product; of float32 it is the one in launch_4bit.h.
 template <class T, class Work>
 static void with_tile(const Product4& p, T, Work&& work) {
   const int64_t rows = rows_per_weight(p);

@@ -9,14 +9,7 @@ namespace gpu {
 using Tile16 = Tile<64, 16, 128, 4, 1, 2, 16>;
 using Tile64 = Tile<64, 64, 64, 4, 2, 1, 16>;
 
-// Calls `work` with the tile of a product.
-template <class Work>
-static void with_tile(const Product4& p, float, Work&& work) {
-  const bool small = rows_per_weight(p) <= 16 || !fits<float, FloatTile64>();
-  if (small) return work(FloatTile16{});
-  work(FloatTile64{});
-}
-
+// Calls `work` with the tile of a product; of float32 it is the one in launch_4bit.h.
 template <class T, class Work>
 static void with_tile(const Product4& p, T, Work&& work) {
   if (fits<T, LargeTile>()) {

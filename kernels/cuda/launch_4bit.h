@@ -46,6 +46,14 @@ bool fits() {
   return TileMemory<T, Tile>::bytes(2) <= shared_limit();
 }
 
+// Calls `work` with the tile of a product in float32, of either kind.
+template <class Work>
+void with_tile(const Product4& p, float, Work&& work) {
+  const bool small = rows_per_weight(p) <= 16 || !fits<float, FloatTile64>();
+  if (small) return work(FloatTile16{});
+  work(FloatTile64{});
+}
+
 // Blocks of a tile that a multiprocessor has at a time: two, if shared memory has room for both.
 template <class T, class Tile>
 int64_t resident_blocks(int stages) {

@@ -61,9 +61,8 @@ def live_numbers(
         Returns the constants of a step, in the order of the operation's schema, from the settings
         and the count, an int or a tensor of shape ``(parameters,)``.
     """
-    counts = batch.step + 1
-    if batch.is_counted_on_device:
-        counts = torch.stack([state["step"] for state in batch.states]) + 1
+    steps = [state["step"] for state in batch.states]
+    counts = (torch.stack(steps) if batch.is_counted_on_device else batch.step) + 1
     lr = batch.config["lr"]
     if isinstance(lr, Tensor):  # it stays one, so that what it holds at a replay counts
         rate, *others = hyperparameters({**batch.config, "lr": 1.0}, counts)
