@@ -223,7 +223,7 @@ def test_the_emulator_refuses_to_move_what_is_not_managed():
             ext.prefetch(address, nbytes, True, 0)
     address = block.address
     del block
-    with pytest.raises(ValueError, match="^prefetch: "):
+    with pytest.raises(RuntimeError, match="^prefetch: "):
         ext.prefetch(address, 1, True, 0)
 
 
