@@ -99,12 +99,12 @@ void launch_tile(Product4 p, int64_t splits, Stream stream) {
   const int64_t blocks = rows * ceil_div(width, Tile::kWidth);
   p.row_tiles = static_cast<uint32_t>(rows);
   p.staged = count_stages<T, Tile>();
-  launch(&multiply_tile<T, Tile, kTransposed>,
-         Blocks(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), Tile::kThreads,
-         TileMemory<T, Tile>::bytes(p.staged), stream, p);
+  launch<multiply_tile<T, Tile, kTransposed>>(
+      Blocks(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), Tile::kThreads,
+      TileMemory<T, Tile>::bytes(p.staged), stream, p);
   if (splits == 1) return;
-  launch(&add_splits<T>, Blocks(static_cast<unsigned>(ceil_div(p.M * width, kAddThreads))),
-         kAddThreads, 0, stream, p, width, static_cast<int>(splits));
+  launch<add_splits<T>>(Blocks(static_cast<unsigned>(ceil_div(p.M * width, kAddThreads))),
+                        kAddThreads, 0, stream, p, width, static_cast<int>(splits));
 }
 
 // The rows of A, kM of them at a time, or half as many as long as these do not fit.
@@ -123,8 +123,8 @@ void launch_gemv(Product4 p, Stream stream) {
   const int64_t rows = count_row_tiles(p, kM), tiles = ceil_div(p.N, kGemvWidth);
   const int64_t stride = ceil_div(kGemvBlocks, rows);
   p.row_tiles = static_cast<uint32_t>(rows);
-  launch(&gemv_4bit<T, kM>, Blocks(static_cast<unsigned>(rows * (tiles < stride ? tiles : stride))),
-         kGemvThreads, gemv_shared_bytes<T, kM>(p.staged), stream, p);
+  launch<gemv_4bit<T, kM>>(Blocks(static_cast<unsigned>(rows * (tiles < stride ? tiles : stride))),
+                           kGemvThreads, gemv_shared_bytes<T, kM>(p.staged), stream, p);
 }
 
 // Whether tiles of 128 x 128 keep three quarters of the multiprocessors busy.

@@ -203,11 +203,16 @@ void scale_search_4bit(const void* A, DType dtype, int64_t n, const float* impor
     using T = decltype(type);
     gpu::with_encoder(quant_type, [&](auto* encoder) {
       using Levels = std::remove_pointer_t<decltype(encoder)>;
-      const auto kernel =
-          importance == nullptr ? gpu::search<T, Levels, false> : gpu::search<T, Levels, true>;
-      gpu::launch(kernel, static_cast<unsigned>(blocks), gpu::kThreads, 0, stream,
-                  static_cast<const T*>(A), n, blocksize, importance, columns,
-                  gpu::codebook(quant_type), all, absmax);
+      const auto search = [&](auto weighted) {
+        gpu::launch<gpu::search<T, Levels, weighted.value>>(
+            static_cast<unsigned>(blocks), gpu::kThreads, 0, stream, static_cast<const T*>(A), n,
+            blocksize, importance, columns, gpu::codebook(quant_type), all, absmax);
+      };
+      if (importance == nullptr) {
+        search(std::false_type{});
+      } else {
+        search(std::true_type{});
+      }
     });
   });
 }
