@@ -95,9 +95,8 @@ inline void check(hipError_t error, const char* what) {
   if (error == hipErrorNoDevice || error == hipErrorInsufficientDriver ||
       error == hipErrorNotInitialized) {
     message +=
-        ". The driver sees no GPU: look at rocminfo, at HIP_VISIBLE_DEVICES, and at whether you "
-        "may "
-        "open /dev/kfd and /dev/dri (the groups render and video).";
+        ". The driver sees no GPU: look at rocminfo and at HIP_VISIBLE_DEVICES; whoever uses a GPU "
+        "must be in the groups render and video.";
   } else if (error == hipErrorNoBinaryForGpu || error == hipErrorInvalidDeviceFunction) {
     message +=
         ". This build has no code for this GPU: build bnbx with -DCMAKE_HIP_ARCHITECTURES=gfx..., "
