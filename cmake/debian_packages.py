@@ -26,7 +26,7 @@ Signed-By: {keys}
 
 
 def unpack(release: str, packages: Iterable[str], root: Path) -> None:
-    """Download packages of a release, without what they depend on, and unpack them into ``root``."""
+    """Download packages of a release, not what they depend on, and unpack them into ``root``."""
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent) as name:
         work = Path(name)

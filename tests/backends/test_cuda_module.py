@@ -6,10 +6,10 @@ import re
 import shutil
 
 import pytest
+from tests.backends.gpu_module import described, exported, launched, needed, paged
 
 from bnbx.backends import cuda_modules
 from bnbx.ops import CONTRACTS
-from tests.backends.gpu_module import described, exported, launched, needed, paged
 
 MODULES = [f"_cuda{major}{minor}" for major, minor in cuda_modules.installed()]
 pytestmark = pytest.mark.skipif(not MODULES, reason="no CUDA module is built")

@@ -7,9 +7,9 @@ import re
 import shutil
 
 import pytest
+from tests.backends.gpu_module import described, exported, launched, needed, paged
 
 from bnbx.ops import CONTRACTS
-from tests.backends.gpu_module import described, exported, launched, needed, paged
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("bnbx._ext._hip") is None, reason="no HIP module is built"
