@@ -6,7 +6,7 @@ packages: an implementation in Python for a device that bnbx has no kernels for.
 
 from __future__ import annotations
 
-from bnbx.backends import cpu, cuda_modules
+from bnbx.backends import cpu, cuda_modules, hip
 from bnbx.backends.loading import Kernels, load
 from bnbx.backends.registry import BACKENDS, Backend, register, unregister
 
@@ -16,6 +16,7 @@ __all__ = ["BACKENDS", "KERNELS", "Backend", "register", "unregister"]
 KERNELS = (
     Kernels("cpu", "cpu", cpu.find),
     Kernels("cuda", "cuda", cuda_modules.find),
+    Kernels("hip", "cuda", hip.find),
 )
 
 load(KERNELS)
