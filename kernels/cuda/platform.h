@@ -158,8 +158,7 @@ __device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
 #if __CUDA_ARCH__ >= 610
   return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
 #else
-  add_products(a, b, &sum, int8_t{});
-  return sum;
+  return dot4_by_bytes(a, b, sum);
 #endif
 }
 

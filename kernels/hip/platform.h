@@ -83,8 +83,14 @@ __device__ inline void unpack(uint32_t pair, float* low, float* high, T type) {
 }
 
 __device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
-  add_products(a, b, &sum, int8_t{});
-  return sum;
+#if defined(__GFX11__) || defined(__GFX12__)
+  return __builtin_amdgcn_sudot4(true, a, true, b, sum, false);
+#elif defined(__gfx906__) || defined(__gfx908__) || defined(__gfx90a__) || defined(__gfx942__) || \
+    defined(__gfx950__) || defined(__gfx1030__)
+  return __builtin_amdgcn_sdot4(a, b, sum, false);
+#else
+  return dot4_by_bytes(a, b, sum);
+#endif
 }
 
 // Names what failed and, where the machine or its driver is the reason, what to do.
