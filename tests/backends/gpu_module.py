@@ -20,7 +20,7 @@ import importlib, inspect, json, sys, torch
 import bnbx
 from bnbx.backends.native_grouped import NativeGroupedBackend
 from bnbx.ops import CONTRACTS
-from tests.ops.samples import arguments
+from bnbx.conformance.samples import arguments
 ext = importlib.import_module("bnbx._ext.{module}")
 backend = NativeGroupedBackend(ext, lambda _: 0)
 said = {{}}
