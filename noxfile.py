@@ -58,7 +58,7 @@ HIP_WHEEL_LIMIT = 15_000_000
 #: What the session aarch64 runs -> the Debian package that has it.
 AARCH64_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
 #: Processors for qemu to emulate -> the best instruction set of each.
-AARCH64_PROCESSORS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod"}
+AARCH64_PROCESSORS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod", "max": "neon_mmla"}
 
 
 def install(session: nox.Session, group: str, *build_options: str) -> None:

@@ -90,22 +90,44 @@ bool cpu_has_amx() {
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
+#elif defined(_WIN32)
+#include <windows.h>
 #endif
 
 namespace bnbx {
+namespace {
 
-bool cpu_has_neon_dotprod() {
+// A feature, as the operating system that this is compiled for calls it.
 #ifdef __linux__
-  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP
-  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+struct Feature {
+  unsigned long word, bit;  // of the auxiliary vector
+};
+constexpr Feature kDotProduct = {AT_HWCAP, 20}, kInt8Matrix = {AT_HWCAP2, 13},
+                  kBf16 = {AT_HWCAP2, 14};
+bool has(Feature feature) { return (getauxval(feature.word) >> feature.bit & 1u) != 0; }
 #elif defined(__APPLE__)
+constexpr const char* kDotProduct = "hw.optional.arm.FEAT_DotProd";
+constexpr const char* kInt8Matrix = "hw.optional.arm.FEAT_I8MM";
+constexpr const char* kBf16 = "hw.optional.arm.FEAT_BF16";
+bool has(const char* feature) {
   int found = 0;
   size_t size = sizeof(found);
-  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found != 0;
-#else
-  return false;  // no way to ask is known here
-#endif
+  return sysctlbyname(feature, &found, &size, nullptr, 0) == 0 && found != 0;
 }
+#elif defined(_WIN32)
+// PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE and the like, for which older headers have no names.
+constexpr DWORD kDotProduct = 43, kInt8Matrix = 66, kBf16 = 68;
+bool has(DWORD feature) { return IsProcessorFeaturePresent(feature) != 0; }
+#else
+constexpr int kDotProduct = 0, kInt8Matrix = 1, kBf16 = 2;
+bool has(int) { return false; }  // no way to ask is known here
+#endif
+
+}  // namespace
+
+bool cpu_has_neon_dotprod() { return has(kDotProduct); }
+
+bool cpu_has_neon_mmla() { return has(kDotProduct) && has(kInt8Matrix) && has(kBf16); }
 
 }  // namespace bnbx
 #endif  // BNBX_NEON

@@ -10,5 +10,6 @@ bool cpu_has_avx512vnni();  // and VNNI
 bool cpu_has_amx();  // and BF16, tiles of bf16 and int8, for which it asks the system's permission
 
 bool cpu_has_neon_dotprod();  // the dot products of int8; NEON itself is on every 64-bit Arm
+bool cpu_has_neon_mmla();     // and the matrix products of int8 and bf16
 
 }  // namespace bnbx

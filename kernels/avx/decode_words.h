@@ -8,19 +8,10 @@
 
 #include <immintrin.h>
 
-#include "avx/dequantize_4bit.h"
-#include "avx/product_4bit.h"
-#include "avx/sweep.h"
+#include "avx/groups_4bit.h"
 #include "avx/workspace.h"
 
 namespace bnbx::cpu {
-
-static constexpr int64_t kGroup = 64;  // codes
-
-// Whether every group of 64 codes, counted from the start of its row, lies in one block.
-static inline bool groups_are_regular(const Product4& p) {
-  return p.K % kGroup == 0 && p.scales.blocksize % kGroup == 0;
-}
 
 static inline __m512i codes_of(const uint8_t* packed) {
   return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed)));
@@ -45,32 +36,6 @@ static inline void split(const void* values, __m512i* even, __m512i* odd) {
   *even = _mm512_permutexvar_epi64(order, _mm512_packus_epi32(even_low, even_high));
   *odd = _mm512_permutexvar_epi64(
       order, _mm512_packus_epi32(_mm512_srli_epi32(low, 16), _mm512_srli_epi32(high, 16)));
-}
-
-// Scales of `count` consecutive groups, the first of which is `group` (in units of 64 codes).
-template <class V>
-static inline void group_scales(const BlockScales& scales, int64_t group, int64_t count,
-                                float* out) {
-  const int64_t groups_per_block = scales.blocksize / kGroup;
-  if (groups_per_block == 1 && scales.absmax_8bit == nullptr) {
-    memcpy(out, scales.absmax + group, count * sizeof(float));
-    return;
-  }
-  if (groups_per_block == 1) {
-    for (int64_t i = 0; i < count;) {
-      const int64_t outer = (group + i) / scales.absmax_blocksize;
-      const int64_t stop = smaller(count, (outer + 1) * scales.absmax_blocksize - group);
-      const typename V::F32 absmax(scales.absmax[outer]);
-      const typename V::F32 offset(*scales.absmax_offset);
-      sweep<V>(stop - i, [&](int64_t k, auto lanes) {
-        const auto codes = load_bytes<V>(scales.absmax_8bit + group + i + k, lanes);
-        store<V>(out + i + k, V::gather(scales.absmax_code, codes) * absmax + offset, lanes);
-      });
-      i = stop;
-    }
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) out[i] = scale_of(scales, (group + i) / groups_per_block);
 }
 
 }  // namespace bnbx::cpu

@@ -29,6 +29,7 @@ const Implementation kImplementations[] = {
     {"avx2", &cpu_has_avx2, &avx2::kTable},
 #endif
 #ifdef BNBX_NEON
+    {"neon_mmla", &cpu_has_neon_mmla, &neon_mmla::kTable},
     {"neon_dotprod", &cpu_has_neon_dotprod, &neon_dotprod::kTable},
     {"neon", [] { return true; }, &neon::kTable},
 #endif

@@ -16,23 +16,6 @@ namespace bnbx::cpu {
 static constexpr int64_t kTileElements = kTile * 32;  // bf16 values of a tile
 static constexpr int64_t kMaxDepth = 256;
 
-// Calls f with the product in parts of some hundred rows of A, whose sums fit the second-level
-// cache. Rows of A have `depth` values of 16 bits, rows of the output `width`.
-template <class Function>
-static inline void for_parts_of_rows(const Product4& p, int64_t depth, int64_t width,
-                                     Function&& f) {
-  constexpr int64_t kMost = 512, kMultiple = 32;
-  const int64_t parts = ceil_div(p.M, kMost);
-  const int64_t rows = ceil_div(p.M, parts * kMultiple) * kMultiple;
-  for (int64_t m = 0; m < p.M; m += rows) {
-    Product4 part = p;
-    part.A = static_cast<const uint16_t*>(p.A) + m * depth;
-    part.out = static_cast<uint16_t*>(p.out) + m * width;
-    part.M = smaller(rows, p.M - m);
-    f(part);
-  }
-}
-
 // How much of the weight is decoded at a time. With few rows of activations decoding dominates, and
 // the panel stays in the first-level cache; with many, a large panel saves loading them again.
 struct Panel {

@@ -55,5 +55,8 @@ extern const KernelTable kTable;
 namespace neon_dotprod {
 extern const KernelTable kTable;
 }
+namespace neon_mmla {
+extern const KernelTable kTable;
+}
 
 }  // namespace bnbx

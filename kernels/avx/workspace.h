@@ -7,11 +7,15 @@
 #include <memory>
 #include <new>
 
+#ifdef _WIN32
+#include <malloc.h>
+#endif
+
 namespace bnbx::cpu {
 
 struct Free {
   void operator()(void* p) const {
-#ifdef _MSC_VER
+#ifdef _WIN32
     _aligned_free(p);
 #else
     std::free(p);
@@ -26,7 +30,7 @@ using Workspace = std::unique_ptr<T[], Free>;
 template <class T>
 static inline Workspace<T> allocate(int64_t count) {
   const size_t bytes = (static_cast<size_t>(count) * sizeof(T) / 64 + 1) * 64;
-#ifdef _MSC_VER
+#ifdef _WIN32
   void* p = _aligned_malloc(bytes, 64);
 #else
   void* p = std::aligned_alloc(64, bytes);

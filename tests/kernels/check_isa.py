@@ -30,13 +30,14 @@ VNNI = r"vpdp\w*"
 BEYOND_VNNI = rf"{TILES}|(vdpbf16|vcvtne|vpermb|vperm[it]2b|vpmultishiftqb)\w*"
 
 DOT_PRODUCTS = r"[su]dot"
-#: bf16, products of int8 matrices, the atomics of Armv8.1, SVE: no kernel asks for these yet.
-BEYOND_DOT_PRODUCTS = (
-    r"bf(cvt|dot|ml|mm)\w*|(us|su)dot|[su]{1,2}mmla|"
+#: bf16 and products of int8 matrices.
+MATRICES = r"bf(cvt|dot|ml|mm)\w*|(us|su)dot|[su]{1,2}mmla"
+#: The atomics of Armv8.1 and SVE, which no kernel asks for.
+BEYOND_MATRICES = (
     r"(cas|swp|(ld|st)(add|clr|eor|set|[su]max|[su]min))(a|l|al|p)*[bh]?|"
     r"ptrue|while\w+|(ld|st)n?t?1[bhwd]|(cnt|inc)[bhwd]|rdvl|addvl|movprfx"
 )
-ARM = f"{DOT_PRODUCTS}|{BEYOND_DOT_PRODUCTS}"
+ARM = f"{DOT_PRODUCTS}|{MATRICES}|{BEYOND_MATRICES}"
 
 #: Object file -> encodings and mnemonics that it must not hold.
 FORBIDDEN = {
@@ -48,7 +49,8 @@ FORBIDDEN = {
     "isa_avx512vnni": (set(), BEYOND_VNNI),
     "isa_amx": (set(), r"(?!)"),
     "isa_neon": (set(), ARM),
-    "isa_neon_dotprod": (set(), BEYOND_DOT_PRODUCTS),
+    "isa_neon_dotprod": (set(), f"{MATRICES}|{BEYOND_MATRICES}"),
+    "isa_neon_mmla": (set(), BEYOND_MATRICES),
 }
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Rows from which on torch's product is the faster one, measured with AVX2 and AVX-512.
 _MANY_ROWS = {torch.float32: 192, torch.float16: 65, torch.bfloat16: 65}
+#: Instruction sets with products of bfloat16 matrices.
+_WITH_TILES = ("amx", "neon_mmla")
 #: Of a decoded slice of the weight.
 _SLICE_BYTES = 16 << 20
 
@@ -113,7 +115,7 @@ class CpuBackend(NativeGroupedBackend):
     def _is_for_blas(self, A: Tensor, B: Tensor) -> bool:
         if A.numel() < _MANY_ROWS[A.dtype] * A.shape[-1] or B.numel() == 0:
             return False
-        return A.dtype != torch.bfloat16 or self.ext.describe()["isa"] != "amx"
+        return A.dtype != torch.bfloat16 or self.ext.describe()["isa"] not in _WITH_TILES
 
     def _decoder(self, B: Tensor, scales: Tensor, blocksize: int, quant_type: str) -> Decode:
         """Return what decodes the elements of a weight from the first to before the second."""
