@@ -1,6 +1,10 @@
 // What differs between a host and a device compiler.
 #pragma once
 
+#if defined(__HIPCC__)
+#include <hip/hip_runtime.h>  // declares memcpy and the like for the device: before they are used
+#endif
+
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define BNBX_HD __host__ __device__
 #else
@@ -18,10 +22,10 @@
 // and a shared inline function would be kept once, perhaps in the copy that the machine cannot run.
 #define BNBX_INLINE BNBX_HD static inline
 
+// Conversions for which the device has an instruction: what common/types.h does in a dozen.
 #if defined(__CUDA_ARCH__)
 #include <cstdint>
 
-// Conversions for which the device has an instruction: what common/types.h does in a dozen.
 #define BNBX_FLOAT16_INSTRUCTIONS
 __device__ static inline float float16_to_float(uint16_t bits) {
   float x;
@@ -41,4 +45,13 @@ __device__ static inline uint16_t float_to_bfloat16(float x) {
   return bits;
 }
 #endif
+
+#elif defined(__HIP_DEVICE_COMPILE__)
+#define BNBX_FLOAT16_INSTRUCTIONS
+__device__ static inline float float16_to_float(uint16_t bits) {
+  return static_cast<float>(__builtin_bit_cast(_Float16, bits));
+}
+__device__ static inline uint16_t float_to_float16(float x) {
+  return __builtin_bit_cast(uint16_t, static_cast<_Float16>(x));
+}
 #endif

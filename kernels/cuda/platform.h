@@ -185,6 +185,12 @@ inline void check(cudaError_t error, const char* what) {
   throw std::runtime_error(message);
 }
 
+// The compiler's, as the backend's name.
+inline std::string toolkit() {
+  return "cuda " + std::to_string(CUDART_VERSION / 1000) + "." +
+         std::to_string(CUDART_VERSION % 1000 / 10);
+}
+
 // More than 4 KB need CUDA 12.1, a driver as new and sm_70: what every user of CUDA 13 has.
 static constexpr int kArgumentBytes = CUDART_VERSION >= 13000 ? 32764 : 4096;
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bnbx.backends.loading import Found
 from bnbx.backends.native_grouped import NativeGroupedBackend
 from bnbx.ops.checks import read_offsets
 
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
 _MANY_ROWS = {torch.float32: 192, torch.float16: 65, torch.bfloat16: 65}
 #: Of a decoded slice of the weight.
 _SLICE_BYTES = 16 << 20
+
+
+def find() -> Found:
+    """Return the module of the CPU, or the emulator of GPUs in its place."""
+    # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
+    if os.environ.get("BNBX_SIMT") == "1":
+        return Found("_simt", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
+    return Found("_cpu", CpuBackend)
 
 
 class CpuBackend(NativeGroupedBackend):
