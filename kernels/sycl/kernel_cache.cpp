@@ -58,12 +58,12 @@ static Bundle compile(const sycl::context& context, const sycl::device& device,
                       const Kernel& kernel, int64_t shared_bytes) {
   syclex::include_files files;
   for (const auto& [path, text] : sources()) files.add(path, text);
-  const auto source = syclex::create_kernel_bundle_from_source(
+  auto source = syclex::create_kernel_bundle_from_source(
       context, syclex::source_language::sycl, "#include \"" + kernel.source + "\"\n",
       syclex::properties{files});
   std::string log;
   try {
-    return syclex::build(source, std::vector<sycl::device>{device},
+    return syclex::build(source, {device},
                          syclex::properties{syclex::build_options{options_for(shared_bytes)},
                                             syclex::registered_names{kernel.name},
                                             syclex::save_log{&log}});
@@ -99,9 +99,9 @@ static sycl::kernel make(const sycl::queue& queue, const Kernel& kernel, int64_t
       return bundle->ext_oneapi_get_kernel(kernel.name);
     }
   }
-  const Bundle bundle = compile(context, device, kernel, shared_bytes);
+  Bundle bundle = compile(context, device, kernel, shared_bytes);
   cache::write(folder, key, bundle.ext_oneapi_get_content());
-  return const_cast<Bundle&>(bundle).ext_oneapi_get_kernel(kernel.name);
+  return bundle.ext_oneapi_get_kernel(kernel.name);
 }
 
 sycl::kernel kernel_for(const sycl::queue& queue, const Kernel& kernel, int64_t shared_bytes) {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bnbx.backends.loading import Found, OtherTorchError
 from bnbx.backends.native_grouped import NativeGroupedBackend
+from bnbx.backends.paged_memory import PagedDevices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,11 +20,25 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+#: What the process has mapped into its memory; Linux has it.
+_MAPS = Path("/proc/self/maps")
 #: kDLOneAPI of DLPack.
 _DLPACK_XPU = 14
 #: From so many rows on, a 4-bit product decodes the weight once and leaves the product to torch,
 #: which has the matrix units. A guess: it has been measured on no GPU of Intel's.
 _DECODE_FIRST = 16
+
+
+def find() -> Found | None:
+    """Return the module for a torch for Intel's GPUs; say why there is none if there could be."""
+    is_installed = importlib.util.find_spec("bnbx._ext._sycl") is not None
+    if torch.version.xpu is None:
+        if not is_installed:
+            return None
+        raise OtherTorchError(f"torch {torch.__version__} is built without XPU")
+    if not is_installed:
+        raise LookupError("this bnbx was built without them")
+    return Found("_sycl", XpuBackend, PagedDevices)
 
 
 def _current_queue(tensor: Tensor) -> int:
@@ -32,7 +50,7 @@ class XpuBackend(NativeGroupedBackend):
     """The native backend; products with many rows are left to torch."""
 
     def __init__(self, ext: ModuleType) -> None:
-        _check_libraries(Path("/proc/self/maps"))
+        _check_libraries(_MAPS.read_text() if _MAPS.exists() else "")
         super().__init__(ext, _current_queue, _DLPACK_XPU)
 
     def _multiply_4bit(
@@ -64,15 +82,15 @@ class XpuBackend(NativeGroupedBackend):
         return out
 
 
-def _check_libraries(maps: Path) -> None:
-    """Raise ImportError if the process has loaded two libraries of SYCL.
+def _check_libraries(maps: str) -> None:
+    """Raise if the module has brought a second library of SYCL into the process.
 
-    A queue of the one is no queue of the other: using it would end the process.
+    A queue is an object of the library that made it: to another one, torch's mean nothing.
     """
-    paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/libsycl.so" in line}
-    if len(paths) > 1:
+    found = sorted(set(re.findall(r"\S*/libsycl\.so\S*", maps)))
+    if len(found) > 1:
         raise ImportError(
-            f"the extension and torch {torch.__version__} have loaded different SYCL libraries: "
-            f"expected one, got {', '.join(sorted(paths))}; build bnbx with torch's, which "
+            f"it and torch {torch.__version__} have each loaded a SYCL library of their own "
+            f"({', '.join(found)}). Build bnbx with that of torch, whose folder "
             "-DBNBX_SYCL_ROOT names"
         )
