@@ -17,7 +17,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kGroups = kThreads / kGroup;
 constexpr int kTrialsAtOnce = 8;
-constexpr int kMaxTrials = 512;  // they travel as an argument of the kernel
+// They travel as an argument of the kernel.
+constexpr int kMaxTrials = kArgumentBytes < 4096 ? 384 : 512;
 // Blocks whose largest magnitude is below are left as they are: a trial could lose all its bits.
 constexpr float kSmallestSearched = 1e-30f;
 

@@ -6,7 +6,7 @@ packages: an implementation in Python for a device that bnbx has no kernels for.
 
 from __future__ import annotations
 
-from bnbx.backends import cpu, cuda_modules, hip
+from bnbx.backends import cpu, cuda_modules, hip, xpu
 from bnbx.backends.loading import Kernels, load
 from bnbx.backends.registry import BACKENDS, Backend, register, unregister
 
@@ -17,6 +17,7 @@ KERNELS = (
     Kernels("cpu", "cpu", cpu.find),
     Kernels("cuda", "cuda", cuda_modules.find),
     Kernels("hip", "cuda", hip.find),
+    Kernels("sycl", "xpu", xpu.find),
 )
 
 load(KERNELS)

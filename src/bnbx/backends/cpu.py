@@ -39,6 +39,9 @@ def find() -> Found:
     # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
     if os.environ.get("BNBX_SIMT") == "1":
         return Found("_simt", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
+    # Or on the CPU, as SYCL has it.
+    if os.environ.get("BNBX_SYCL_CPU") == "1":
+        return Found("_sycl", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
     return Found("_cpu", CpuBackend)
 
 
