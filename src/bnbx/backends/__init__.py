@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnbx import ops
-from bnbx.backends import cuda_modules, reference
+from bnbx.backends import cuda_modules, metal, reference
 from bnbx.backends.cpu import CpuBackend
 from bnbx.backends.cuda import CudaBackend
 from bnbx.backends.native_grouped import NativeGroupedBackend
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
+    from bnbx.backends.metal import MetalBackend
     from bnbx.backends.native import NativeBackend
 
 #: What builds the kernels of a device.
-_BUILD = {"cpu": "pip install .", "cuda": "pip install . -Ccmake.define.COMPUTE_BACKEND=cuda"}
+_BUILD = {
+    "cpu": "pip install .",
+    "cuda": "pip install . -Ccmake.define.COMPUTE_BACKEND=cuda",
+    "mps": "pip install . -Ccmake.define.COMPUTE_BACKEND=metal",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +96,7 @@ def _is_switched_off() -> bool:
 
 
 def _load(
-    module: str, device: str, backend_of: Callable[[ModuleType], NativeBackend], **details: Any
+    module: str, device: str, backend_of: Callable[[ModuleType], NativeBackend | MetalBackend], **details: Any
 ) -> Backend:
     """Load a module of ``bnbx._ext`` and register its operations; on failure warn and go on."""
     name = module.removeprefix("_")
@@ -114,6 +120,8 @@ def _load(
 
 def _load_cpu() -> Backend:
     # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
+    if os.environ.get("BNBX_METAL_EMULATOR") == "1":
+        return _load("_metal_emulator", "cpu", metal.emulated)
     if os.environ.get("BNBX_SIMT") == "1":
         return _load("_simt", "cpu", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
     return _load("_cpu", "cpu", CpuBackend)
@@ -154,9 +162,16 @@ def _load_cuda() -> tuple[Backend, ...]:
     return (_load(choice.module, "cuda", CudaBackend, **details),)
 
 
+def _load_metal() -> tuple[Backend, ...]:
+    if importlib.util.find_spec("bnbx._ext._metal") is None:
+        return ()
+    return (_load("_metal", "mps", metal.MetalBackend),)
+
+
 #: Every backend of this installation, loaded or not.
 BACKENDS: tuple[Backend, ...] = (
     _load_cpu(),
     *_load_cuda(),
+    *_load_metal(),
     _register_reference(),
 )

@@ -22,7 +22,7 @@ CONTRACTS: dict[str, Callable[..., Any]] = {}
 class Unchecked(abc.ABC):
     """What a contract returns, in the place of outputs, if there are lists of tensors to check.
 
-    The kernels of a CPU and of CUDA get it and check each tensor as they read it; for the
+    The kernels of a CPU, of CUDA and of Metal get it and check each tensor as they read it; for the
     reference, and for the fake kernel, ``check`` is called before.
     """
 
@@ -62,7 +62,7 @@ def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
     contract = CONTRACTS[name]
     # The dispatcher takes the CPU's kernel only if no argument is a tensor of another device: the
     # CPU comes last in its order. Every other kernel gets what it gets, the reference in Python.
-    if dispatch_key == "CUDA":
+    if dispatch_key in ("CUDA", "MPS"):
         contract = _on_one_device(contract)
     elif dispatch_key != "CPU":
         contract = _with_every_check(contract)
