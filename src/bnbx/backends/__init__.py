@@ -6,7 +6,7 @@ packages: an implementation in Python for a device that bnbx has no kernels for.
 
 from __future__ import annotations
 
-from bnbx.backends import cpu, cuda_modules, hip, xpu
+from bnbx.backends import cpu, cuda_modules, hip, metal, xpu
 from bnbx.backends.loading import Kernels, load
 from bnbx.backends.registry import BACKENDS, Backend, register, unregister
 
@@ -18,6 +18,7 @@ KERNELS = (
     Kernels("cuda", "cuda", cuda_modules.find),
     Kernels("hip", "cuda", hip.find),
     Kernels("sycl", "xpu", xpu.find),
+    Kernels("metal", "mps", metal.find),
 )
 
 load(KERNELS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bnbx.backends import metal
 from bnbx.backends.loading import Found
 from bnbx.backends.native_grouped import NativeGroupedBackend
 from bnbx.ops.checks import read_offsets
@@ -42,6 +43,8 @@ def find() -> Found:
     # Or on the CPU, as SYCL has it.
     if os.environ.get("BNBX_SYCL_CPU") == "1":
         return Found("_sycl", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
+    if os.environ.get("BNBX_METAL_EMULATOR") == "1":
+        return Found("_metal_emulator", metal.emulated)
     return Found("_cpu", CpuBackend)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from types import ModuleType
 
+    from bnbx.backends.metal import MetalBackend
     from bnbx.backends.native import NativeBackend
     from bnbx.backends.paged_memory import PagedDevices
 
@@ -45,7 +46,7 @@ class Found(NamedTuple):
     """
 
     module: str
-    backend: Callable[[ModuleType], NativeBackend]
+    backend: Callable[[ModuleType], NativeBackend | MetalBackend]
     paged: Callable[[ModuleType], PagedDevices] | None = None
     details: dict[str, Any] = {}  # noqa: RUF012 (nobody writes to it)
 
