@@ -16,10 +16,13 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: By how much an operation may be slower, beyond the noise.
 TOLERANCE = 0.1
@@ -68,16 +71,17 @@ class Side:
         self._process = subprocess.Popen(
             command, env=environment, stdin=pipe, stdout=pipe, text=True, bufsize=1
         )
+        self._answers = cast("IO[str]", self._process.stdout)
 
     def ask(self, *request: str) -> object:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        """Return the answer to a request of against_side.py."""
         print(json.dumps(request), file=self._process.stdin)
-        if not (answer := self._process.stdout.readline()):
+        if not (answer := self._answers.readline()):
             raise SystemExit(f"{' '.join(request)}: a benchmark process has ended, see above")
         return json.loads(answer)
 
     def close(self) -> None:
+        """End the process."""
         self._process.communicate()
 
 

@@ -96,6 +96,7 @@ class Sampler:
         return self._seconds[-1]
 
     def times(self) -> Times:
+        """Return what the samples say."""
         return Times(statistics.median(self._seconds), min(self._seconds), len(self._seconds))
 
 

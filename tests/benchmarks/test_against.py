@@ -34,7 +34,7 @@ def compare(tmp_path: Path, head: float, base: float) -> subprocess.CompletedPro
     head_site, base_site = (f"{folder}{os.pathsep}{package}" for folder in sites)
     options = (base_site, f"--head={head_site}", f"--only={OPERATION}", "--rounds=3", "--threads=1")
     command = [sys.executable, FOLDER / "against.py", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
 
 
 def test_planted_slowdown_fails_by_name(tmp_path):
