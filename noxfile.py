@@ -43,6 +43,18 @@ CUDA_PACKAGES = {
 #: One GPU each for what has asynchronous copies and for what has not; the older one as PTX, which
 #: is what costs least and runs on all newer ones.
 QUICK_ARCHITECTURES = "75-virtual;90-real"
+#: What the session hip uses -> the Debian package that has it.
+HIP_FILES = {
+    "clang++-19": "clang-19",
+    "clang-offload-bundler-19": "clang-tools-19",
+    "ld.lld-19": "lld-19",
+    "/usr/include/hip/hip_runtime.h": "libamdhip64-dev",
+}
+#: Where Debian has what CMake looks for.
+DEBIAN_CMAKE = "/usr/lib/x86_64-linux-gnu/cmake"
+#: One GPU with waves of 64, and one with waves of 32.
+QUICK_HIP_ARCHITECTURES = "gfx90a;gfx1100"
+HIP_WHEEL_LIMIT = 15_000_000
 #: What the session aarch64 runs -> the Debian package that has it.
 AARCH64_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
 #: What the session windows runs, likewise.
@@ -61,9 +73,13 @@ def install(session: nox.Session, group: str, *build_options: str) -> None:
     session.install(*build_options, ".")
 
 
-def need(session: nox.Session, tools: dict[str, str]) -> None:
-    """Install the Debian packages of programs that are missing, or stop and name them."""
-    missing = [package for tool, package in tools.items() if shutil.which(tool) is None]
+def need(session: nox.Session, files: dict[str, str]) -> None:
+    """Install the Debian packages of programs and files that are missing, or stop and name them."""
+    missing = [
+        package
+        for file, package in files.items()
+        if not (Path(file).exists() if Path(file).is_absolute() else shutil.which(file))
+    ]
     if not missing:
         return
     if shutil.which("apt-get") is None or os.geteuid() != 0:
@@ -233,9 +249,6 @@ def cuda_toolkit(session: nox.Session, version: str) -> str:
 
 def check_cuda(session: nox.Session, name: str, compiler: str, *options: str) -> None:
     """Build a wheel without warnings; check its size, and that it loads and fails as it should."""
-    session.install(*nox.project.dependency_groups(PYPROJECT, "torch"), "pytest>=9")
-    built = Path(session.create_tmp()) / "built"
-    shutil.rmtree(built, ignore_errors=True)
     defines = {
         "COMPUTE_BACKEND": "cuda",
         "CMAKE_CUDA_COMPILER": compiler,
@@ -243,14 +256,52 @@ def check_cuda(session: nox.Session, name: str, compiler: str, *options: str) ->
         "BNBX_KERNEL_RESOURCES": "ON",
     }
     options = (*(f"-Ccmake.define.{key}={value}" for key, value in defines.items()), *options)
-    build_dir = f"-Cbuild-dir=build/cuda/build-{name}"
-    session.run("pip", "wheel", "--no-deps", f"--wheel-dir={built}", build_dir, *options, ".")
-    (wheel,) = built.glob("*.whl")
-    check_wheel(session, wheel, CUDA_WHEEL_LIMIT)
-    if not any("/_cuda" in name for name in zipfile.ZipFile(wheel).namelist()):
-        session.error(f"{wheel.name}: expected a module bnbx/_ext/_cuda*, got none")
-    session.install("--force-reinstall", "--no-deps", str(wheel))
+    install_gpu_wheel(session, f"cuda/build-{name}", "_cuda", CUDA_WHEEL_LIMIT, *options)
     session.run("pytest", "tests/backends/test_cuda_module.py")
+
+
+def install_gpu_wheel(
+    session: nox.Session, folder: str, module: str, limit: int, *options: str, **env: str
+) -> None:
+    """Build a wheel with a module for GPUs in a folder of build/, check it and install it."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "torch"), "pytest>=9")
+    built = Path(session.create_tmp()) / "built"
+    shutil.rmtree(built, ignore_errors=True)
+    build = ("pip", "wheel", "--no-deps", f"--wheel-dir={built}", f"-Cbuild-dir=build/{folder}")
+    session.run(*build, *options, ".", env=env)
+    (wheel,) = built.glob("*.whl")
+    check_wheel(session, wheel, limit)
+    if not any(f"/{module}" in name for name in zipfile.ZipFile(wheel).namelist()):
+        session.error(f"{wheel.name}: expected a module bnbx/_ext/{module}*, got none")
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+
+
+@nox.session
+def hip(session: nox.Session) -> None:
+    """Build the kernels for AMD GPUs, of two kinds, and check the module on this machine.
+
+    With Clang and Debian's packages of ROCm. `-- --all` builds for all GPUs of the default list.
+    """
+    need(session, HIP_FILES)
+    rocm = Path("build/hip/rocm").absolute()
+    session.run("python", "cmake/hip_device_libraries.py", str(rocm))
+    defines = {
+        "COMPUTE_BACKEND": "hip",
+        "CMAKE_HIP_COMPILER": "clang++-19",
+        "CMAKE_HIP_COMPILER_ROCM_ROOT": "/usr",
+        "CMAKE_HIP_FLAGS": f"--rocm-path=/usr --rocm-device-lib-path={rocm}/bitcode -Werror",
+        # The CPU's kernels are what other sessions test.
+        "CMAKE_CXX_FLAGS_RELEASE": "-O0",
+    }
+    name = "all"
+    if "--all" not in session.posargs:
+        name, defines["CMAKE_HIP_ARCHITECTURES"] = "quick", QUICK_HIP_ARCHITECTURES
+    options = [f"-Ccmake.define.{key}={value}" for key, value in defines.items()]
+    # From the environment, because CMake's own trials do not get its variables.
+    env = {"CMAKE_PREFIX_PATH": f"{rocm}:{DEBIAN_CMAKE}"}
+    cmake = "-Ccmake.version=>=3.28"  # which knows HIP without ROCm's own programs
+    install_gpu_wheel(session, f"hip/{name}", "_hip", HIP_WHEEL_LIMIT, cmake, *options, **env)
+    session.run("pytest", "tests/backends/test_hip_module.py")
 
 
 @nox.session(venv_backend="none")
@@ -404,7 +455,7 @@ def load_on(session: nox.Session, version: str, home: Path, wheel: Path) -> None
 def backends(session: nox.Session) -> None:
     """Check that a backend without sources stops the configure step with one clear message."""
     session.install("cmake>=3.24", "ninja")
-    for backend in ("hip", "sycl", "metal"):
+    for backend in ("sycl", "metal"):
         configure = ("cmake", "-G", "Ninja", "-S", ".", "-B", f"build/backends/{backend}")
         option = f"-DCOMPUTE_BACKEND={backend}"
         output = session.run(*configure, option, silent=True, success_codes=[1])

@@ -10,22 +10,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import subprocess
-import sys
 import sysconfig
 from pathlib import Path
+
+import debian_packages
 
 #: Debian's release for each toolkit, and the packages' names of the runtime library.
 DEBIAN = {"11.8": ("bookworm", "libcudart11.0"), "12.4": ("trixie", "libcudart12")}
 PACKAGES = ("nvidia-cuda-toolkit", "nvidia-cuda-dev", "libcub-dev", "libthrust-dev", "libcu++-dev")
-KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
-SOURCES = """\
-Types: deb
-URIs: {archive}
-Suites: {release}
-Components: main contrib non-free
-Signed-By: {keys}
-"""
 #: Where nvcc looks, in the layout of NVIDIA's own packages.
 PROFILE = """\
 TOP              = $(_HERE_)/..
@@ -56,37 +48,11 @@ def from_index(version: str, folder: Path, site: Path) -> None:
 def from_debian(version: str, folder: Path) -> None:
     """Download Debian's packages and lay them out as NVIDIA does."""
     release, runtime = DEBIAN[version]
-    work = folder.with_name(folder.name + "-debian")
-    shutil.rmtree(work, ignore_errors=True)
-    for name in ("lists/partial", "packages", "root"):
-        (work / name).mkdir(parents=True)
-    sources = work / "debian.sources"
-    sources.write_text(SOURCES.format(archive=debian_archive(), release=release, keys=KEYS))
-    options = {
-        "Dir::Etc::SourceList": sources,
-        "Dir::Etc::SourceParts": "-",
-        "Dir::State::Lists": work / "lists",
-        "Dir::Cache::pkgcache": "",
-        "Dir::Cache::srcpkgcache": "",
-        "APT::Sandbox::User": "root",
-    }
-    apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in options.items())]
-    run([*apt, "update"], work)
-    run([*apt, "download", runtime, *PACKAGES], work / "packages")
-    for package in (work / "packages").glob("*.deb"):
-        run(["dpkg", "-x", str(package), str(work / "root")], work)
-    lay_out(work / "root" / "usr", folder)
-    shutil.rmtree(work)
-
-
-def debian_archive() -> str:
-    """Return where this machine takes Debian's packages from."""
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
-    uris = [line for line in done.stdout.splitlines() if "security" not in line]
-    if not uris:
-        sys.exit("apt-get names no archive: expected a Debian whose sources list one")
-    return uris[0]
+    root = folder.with_name(folder.name + "-debian")
+    shutil.rmtree(root, ignore_errors=True)
+    debian_packages.unpack(release, (runtime, *PACKAGES), root)
+    lay_out(root / "usr", folder)
+    shutil.rmtree(root)
 
 
 def lay_out(usr: Path, folder: Path) -> None:
@@ -111,15 +77,6 @@ def lay_out(usr: Path, folder: Path) -> None:
     shutil.copytree(usr / "include", folder / "include", symlinks=True)
     shutil.copytree(toolkit / "bin" / "crt", folder / "bin" / "crt", symlinks=True)
     (folder / "bin" / "nvcc.profile").write_text(PROFILE)
-
-
-def run(command: list[str], folder: Path) -> None:
-    """Run a program and stop with its message if it fails."""
-    done = subprocess.run(  # noqa: S603 (apt and dpkg, with arguments of our own)
-        command, cwd=folder, stdout=sys.stderr, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{command[0]} failed with {done.returncode}")
 
 
 def main() -> None:

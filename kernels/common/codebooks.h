@@ -24,7 +24,7 @@ BNBX_INLINE constexpr Codebook4 with_bounds(Codebook4 book) {
 }
 
 // The type whose values ascend with the code: `map` has 16 of them.
-BNBX_INLINE Codebook4 ascending_codebook(const float* map) {
+BNBX_INLINE Codebook4 ascending_codebook(const BNBX_THREAD float* map) {
   Codebook4 book{};
   for (int i = 0; i < 16; ++i) {
     book.values[i] = map[i];
@@ -34,7 +34,7 @@ BNBX_INLINE Codebook4 ascending_codebook(const float* map) {
 }
 
 // Dettmers et al. 2023, QLoRA, appendix E.
-static constexpr Codebook4 kNF4 = with_bounds({
+BNBX_CONSTANT Codebook4 kNF4 = with_bounds({
     {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
      -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
      0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
@@ -44,7 +44,7 @@ static constexpr Codebook4 kNF4 = with_bounds({
 });
 
 // Sign, two exponent bits, one mantissa bit. Codes 0 and 8 are both zero.
-static constexpr Codebook4 kFP4 = with_bounds({
+BNBX_CONSTANT Codebook4 kFP4 = with_bounds({
     {0.0f, 0.0625f / 12, 8.0f / 12, 1.0f, 4.0f / 12, 6.0f / 12, 2.0f / 12, 3.0f / 12, 0.0f,
      -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12},
     {11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3},
@@ -52,11 +52,11 @@ static constexpr Codebook4 kFP4 = with_bounds({
 });
 
 // Scales below these are not inverted, so that a block of denormals stays finite.
-static constexpr float kSmallestAbsmax = 1e-38f;
-static constexpr float kSmallestRowAbsmax = 1e-36f;
+BNBX_CONSTANT float kSmallestAbsmax = 1e-38f;
+BNBX_CONSTANT float kSmallestRowAbsmax = 1e-36f;
 
 // Elements that share one scale in an 8-bit optimizer state, and in a 4-bit one.
-static constexpr int64_t kOptimizerBlocksize = 256;
-static constexpr int64_t kOptimizerBlocksize4 = 128;
+BNBX_CONSTANT int64_t kOptimizerBlocksize = 256;
+BNBX_CONSTANT int64_t kOptimizerBlocksize4 = 128;
 
 }  // namespace bnbx

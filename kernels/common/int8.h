@@ -7,7 +7,7 @@
 
 namespace bnbx {
 
-static constexpr float kInt8Max = 127.0f;
+BNBX_CONSTANT float kInt8Max = 127.0f;
 
 // The factor that makes codes of a row (or column) whose largest magnitude is `absmax`. Rounded
 // twice, as torch divides a number by a tensor, so that codes equal the reference's.
@@ -19,6 +19,6 @@ BNBX_INLINE float inverse_of_row(float absmax) {
 BNBX_INLINE float unit_of_row(float absmax) { return absmax / kInt8Max; }
 
 // What one unit of a sum of products of codes is worth: this times the absmax of both.
-static constexpr float kInt8Scale = 1.0f / (kInt8Max * kInt8Max);
+BNBX_CONSTANT float kInt8Scale = 1.0f / (kInt8Max * kInt8Max);
 
 }  // namespace bnbx

@@ -9,6 +9,9 @@
 
 namespace bnbx {
 
+// What is computed in double is computed where there is one: Metal has none, and gets the constants
+// of a rule from the host, which fill the same structure.
+#if !defined(BNBX_NO_DOUBLE)
 struct Hyperparameters {
   double lr, beta1, beta2, beta3, alpha, eps, weight_decay;
   double gnorm_scale;  // factor on the gradient, from clipping its norm; negative to maximize
@@ -17,7 +20,7 @@ struct Hyperparameters {
 };
 
 // The numbers of ParameterUpdate::live.
-static constexpr int kLiveNumbers = 5;
+BNBX_CONSTANT int kLiveNumbers = 5;
 
 // The number of a step, where the host may not know it.
 BNBX_INLINE int64_t step_of(const double* live, int64_t step) {
@@ -37,21 +40,23 @@ BNBX_INLINE Rule live_rule(Hyperparameters h, const double* live) {
 // The workspace of an update of one parameter: the factor that max_unorm leaves to its update, room
 // for the constants of a rule, and the sums of the squares of each chunk of the parameter and of
 // the update's direction.
-static constexpr int64_t kSquaresChunk = 4096;  // elements
-static constexpr int64_t kRuleNumbers = 8;
-static constexpr int64_t kFirstSquares = 1 + kRuleNumbers;
+BNBX_CONSTANT int64_t kSquaresChunk = 4096;  // elements
+BNBX_CONSTANT int64_t kRuleNumbers = 8;
+BNBX_CONSTANT int64_t kFirstSquares = 1 + kRuleNumbers;
 
 BNBX_INLINE int64_t update_workspace(int64_t numel) {
   return kFirstSquares + 2 * ((numel + kSquaresChunk - 1) / kSquaresChunk);
 }
 
 BNBX_INLINE float sqrt(float x) { return ::sqrtf(x); }
-BNBX_INLINE float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
 BNBX_INLINE float as_float(double x) { return static_cast<float>(x); }
 // 1 - beta^step: the share of an average over `step` values that is not its zero start.
 BNBX_INLINE double bias_correction(double beta, int64_t step) {
   return 1.0 - std::pow(beta, static_cast<double>(step));
 }
+#endif
+
+BNBX_INLINE float sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x; }
 
 // What the rules have in common. A rule is called with the gradient times gnorm_scale, the
 // parameter and its kStates states; it changes the states and returns a direction. Then the
@@ -62,6 +67,7 @@ struct Rule {
   float unit;  // direction * unit is the update, without lr, whose norm max_unorm limits
   float gnorm_scale;
 
+#if !defined(BNBX_NO_DOUBLE)
   BNBX_MEMBER Rule(const Hyperparameters& h, float decay, float step_size, float unit)
       : decay(decay), step_size(step_size), unit(unit), gnorm_scale(as_float(h.gnorm_scale)) {}
 
@@ -69,15 +75,17 @@ struct Rule {
   BNBX_MEMBER static float decoupled(const Hyperparameters& h) {
     return as_float(1.0 - h.lr * h.weight_decay);
   }
+#endif
 };
 
 // Loshchilov & Hutter 2019, algorithm 2: the decay acts on the parameter, for Adam as for AdamW.
 struct Adam : Rule {
-  static constexpr int kStates = 2;
+  BNBX_CONSTANT int kStates = 2;
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
   float sqrt_bias2_inverse;  // 1 / sqrt(1 - beta2^step)
   float eps;
 
+#if !defined(BNBX_NO_DOUBLE)
   BNBX_MEMBER Adam(const Hyperparameters& h, int64_t step)
       : Rule(h, decoupled(h), as_float(h.lr / bias_correction(h.beta1, step)),
              as_float(1.0 / bias_correction(h.beta1, step))),
@@ -87,11 +95,12 @@ struct Adam : Rule {
         one_minus_beta2(as_float(1.0 - h.beta2)),
         sqrt_bias2_inverse(as_float(1.0 / std::sqrt(bias_correction(h.beta2, step)))),
         eps(as_float(h.eps)) {}
+#endif
 
   template <class F>
-  BNBX_MEMBER F operator()(F g, F, F* states) const {
-    F& m = states[0];
-    F& v = states[1];
+  BNBX_MEMBER F operator()(F g, F, BNBX_THREAD F* states) const {
+    BNBX_THREAD F& m = states[0];
+    BNBX_THREAD F& v = states[1];
     m = m * F(beta1) + g * F(one_minus_beta1);
     v = v * F(beta2) + g * g * F(one_minus_beta2);
     return m / (sqrt(v) * F(sqrt_bias2_inverse) + F(eps));
@@ -103,21 +112,23 @@ struct Adam : Rule {
 // the dampening.
 template <bool kNesterov>
 struct Momentum : Rule {
-  static constexpr int kStates = 1;
+  BNBX_CONSTANT int kStates = 1;
   float kept, added;  // shares of the old average and of the gradient in the new one
   float momentum;
   float weight_decay;
 
+#if !defined(BNBX_NO_DOUBLE)
   BNBX_MEMBER Momentum(const Hyperparameters& h, int64_t step)
       : Rule(h, 1.0f, as_float(h.lr), 1.0f),
         kept(step == 1 ? 0.0f : as_float(h.beta1)),
         added(step == 1 ? 1.0f : as_float(1.0 - h.beta2)),
         momentum(as_float(h.beta1)),
         weight_decay(as_float(h.weight_decay)) {}
+#endif
 
   template <class F>
-  BNBX_MEMBER F operator()(F g, F p, F* states) const {
-    F& m = states[0];
+  BNBX_MEMBER F operator()(F g, F p, BNBX_THREAD F* states) const {
+    BNBX_THREAD F& m = states[0];
     g = g + p * F(weight_decay);
     m = m * F(kept) + g * F(added);
     if (kNesterov) return g + m * F(momentum);
@@ -128,19 +139,21 @@ struct Momentum : Rule {
 // Tieleman & Hinton 2012, lecture 6.5, in the form of PyTorch's RMSprop: eps is outside of the
 // root, the decay acts through the gradient. beta1 is what PyTorch calls alpha.
 struct RMSprop : Rule {
-  static constexpr int kStates = 1;
+  BNBX_CONSTANT int kStates = 1;
   float beta, one_minus_beta, eps, weight_decay;
 
+#if !defined(BNBX_NO_DOUBLE)
   BNBX_MEMBER RMSprop(const Hyperparameters& h, int64_t)
       : Rule(h, 1.0f, as_float(h.lr), 1.0f),
         beta(as_float(h.beta1)),
         one_minus_beta(as_float(1.0 - h.beta1)),
         eps(as_float(h.eps)),
         weight_decay(as_float(h.weight_decay)) {}
+#endif
 
   template <class F>
-  BNBX_MEMBER F operator()(F g, F p, F* states) const {
-    F& v = states[0];
+  BNBX_MEMBER F operator()(F g, F p, BNBX_THREAD F* states) const {
+    BNBX_THREAD F& v = states[0];
     g = g + p * F(weight_decay);
     v = v * F(beta) + g * g * F(one_minus_beta);
     return g / (sqrt(v) + F(eps));
@@ -149,17 +162,19 @@ struct RMSprop : Rule {
 
 // Duchi et al. 2011, figure 1 with a diagonal matrix; the decay acts through the gradient.
 struct Adagrad : Rule {
-  static constexpr int kStates = 1;
+  BNBX_CONSTANT int kStates = 1;
   float eps, weight_decay;
 
+#if !defined(BNBX_NO_DOUBLE)
   BNBX_MEMBER Adagrad(const Hyperparameters& h, int64_t)
       : Rule(h, 1.0f, as_float(h.lr), 1.0f),
         eps(as_float(h.eps)),
         weight_decay(as_float(h.weight_decay)) {}
+#endif
 
   template <class F>
-  BNBX_MEMBER F operator()(F g, F p, F* states) const {
-    F& v = states[0];
+  BNBX_MEMBER F operator()(F g, F p, BNBX_THREAD F* states) const {
+    BNBX_THREAD F& v = states[0];
     g = g + p * F(weight_decay);
     v = v + g * g;
     return g / (sqrt(v) + F(eps));
@@ -168,19 +183,21 @@ struct Adagrad : Rule {
 
 // Chen et al. 2023, algorithm 2: the sign of one average is the direction, another is kept.
 struct Lion : Rule {
-  static constexpr int kStates = 1;
+  BNBX_CONSTANT int kStates = 1;
   float beta1, one_minus_beta1, beta2, one_minus_beta2;
 
+#if !defined(BNBX_NO_DOUBLE)
   BNBX_MEMBER Lion(const Hyperparameters& h, int64_t)
       : Rule(h, decoupled(h), as_float(h.lr), 1.0f),
         beta1(as_float(h.beta1)),
         one_minus_beta1(as_float(1.0 - h.beta1)),
         beta2(as_float(h.beta2)),
         one_minus_beta2(as_float(1.0 - h.beta2)) {}
+#endif
 
   template <class F>
-  BNBX_MEMBER F operator()(F g, F, F* states) const {
-    F& m = states[0];
+  BNBX_MEMBER F operator()(F g, F, BNBX_THREAD F* states) const {
+    BNBX_THREAD F& m = states[0];
     const F direction = sign(m * F(beta1) + g * F(one_minus_beta1));
     m = m * F(beta2) + g * F(one_minus_beta2);
     return direction;
@@ -190,11 +207,12 @@ struct Lion : Rule {
 // Pagliardini et al. 2024, algorithm 1: Adam with a second, slower average of the gradient (beta3),
 // which is added with weight alpha and not corrected for its start.
 struct AdEMAMix : Rule {
-  static constexpr int kStates = 3;
+  BNBX_CONSTANT int kStates = 3;
   float beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3;
   float bias1_inverse, sqrt_bias2_inverse;  // 1 / (1 - beta1^step), 1 / sqrt(1 - beta2^step)
   float alpha, eps;
 
+#if !defined(BNBX_NO_DOUBLE)
   BNBX_MEMBER AdEMAMix(const Hyperparameters& h, int64_t step)
       : Rule(h, decoupled(h), as_float(h.lr), 1.0f),
         beta1(as_float(h.beta1)),
@@ -207,12 +225,13 @@ struct AdEMAMix : Rule {
         sqrt_bias2_inverse(as_float(1.0 / std::sqrt(bias_correction(h.beta2, step)))),
         alpha(as_float(h.alpha)),
         eps(as_float(h.eps)) {}
+#endif
 
   template <class F>
-  BNBX_MEMBER F operator()(F g, F, F* states) const {
-    F& fast = states[0];
-    F& v = states[1];
-    F& slow = states[2];
+  BNBX_MEMBER F operator()(F g, F, BNBX_THREAD F* states) const {
+    BNBX_THREAD F& fast = states[0];
+    BNBX_THREAD F& v = states[1];
+    BNBX_THREAD F& slow = states[2];
     fast = fast * F(beta1) + g * F(one_minus_beta1);
     slow = slow * F(beta3) + g * F(one_minus_beta3);
     v = v * F(beta2) + g * g * F(one_minus_beta2);

@@ -9,8 +9,8 @@
 
 namespace bnbx {
 
-static constexpr int kPatterns = 1 << 16;
-static constexpr uint32_t kNanPattern = 0x7fffu;
+BNBX_CONSTANT int kPatterns = 1 << 16;
+BNBX_CONSTANT uint32_t kNanPattern = 0x7fffu;
 
 // All NaN have one pattern: the bits that tell some of them from infinity are below the top 16.
 BNBX_INLINE uint32_t pattern_of(float x) {
@@ -28,6 +28,7 @@ BNBX_INLINE uint32_t pattern_at(int place) {
   return pattern < 0x8000u ? 0xffffu - pattern : pattern - 0x8000u;
 }
 
+#if !defined(BNBX_NO_DOUBLE)
 // How many of n values lie below quantile `q` of `count`, which go from `offset` to 1 - offset.
 BNBX_INLINE double rank_of(int64_t q, int64_t count, double offset, int64_t n) {
   const double share =
@@ -46,5 +47,6 @@ BNBX_INLINE float value_within(uint32_t pattern, double t, bool exact) {
   const double high = static_cast<double>(edge < other ? other : edge);
   return static_cast<float>(low + t * (high - low));
 }
+#endif
 
 }  // namespace bnbx

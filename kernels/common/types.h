@@ -16,6 +16,7 @@ struct bfloat16 {
   uint16_t bits;
 };
 
+#if !defined(BNBX_BIT_CASTS)
 BNBX_INLINE uint32_t float_bits(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof(bits));
@@ -27,6 +28,7 @@ BNBX_INLINE float bits_float(uint32_t bits) {
   memcpy(&x, &bits, sizeof(x));
   return x;
 }
+#endif
 
 BNBX_INLINE float to_float(float x) { return x; }
 
@@ -47,10 +49,10 @@ BNBX_INLINE float to_float(float16 x) {
 #endif
 }
 
-BNBX_INLINE void from_float(float x, float* out) { *out = x; }
+BNBX_INLINE void from_float(float x, BNBX_THREAD float* out) { *out = x; }
 
 // Rounds to nearest, ties to even; NaN stays NaN.
-BNBX_INLINE void from_float(float x, bfloat16* out) {
+BNBX_INLINE void from_float(float x, BNBX_THREAD bfloat16* out) {
 #if defined(BNBX_BFLOAT16_INSTRUCTION)
   out->bits = float_to_bfloat16(x);
 #else
@@ -64,7 +66,7 @@ BNBX_INLINE void from_float(float x, bfloat16* out) {
 }
 
 // Rounds to nearest, ties to even; what is too large becomes infinity; NaN stays NaN.
-BNBX_INLINE void from_float(float x, float16* out) {
+BNBX_INLINE void from_float(float x, BNBX_THREAD float16* out) {
 #if defined(BNBX_FLOAT16_INSTRUCTIONS)
   out->bits = float_to_float16(x);
 #else

@@ -54,10 +54,10 @@ void dequantize_4bit(const uint8_t* A, const float* absmax, int64_t n, int64_t b
     T* values = static_cast<T*>(out);
     const bool aligned = gpu::is_aligned(A, gpu::kPerVector<T> / 2) && gpu::is_aligned(values, 16);
     gpu::in_tiles(n, gpu::kTile<T>, aligned, [&](auto whole, int64_t begin, int64_t end) {
-      gpu::launch(gpu::dequantize<whole.value, T>,
-                  static_cast<unsigned>(gpu::ceil_div(end - begin, gpu::kTile<T>)), gpu::kThreads,
-                  0, stream, A, absmax, begin, end, gpu::log2_of(blocksize),
-                  gpu::values_of(quant_type), values);
+      gpu::launch<gpu::dequantize<whole.value, T>>(
+          static_cast<unsigned>(gpu::ceil_div(end - begin, gpu::kTile<T>)), gpu::kThreads, 0,
+          stream, A, absmax, begin, end, gpu::log2_of(blocksize), gpu::values_of(quant_type),
+          values);
     });
   });
 }

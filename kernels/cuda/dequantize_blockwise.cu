@@ -81,11 +81,11 @@ void dequantize_blockwise(const uint8_t* A, const float* absmax, int64_t n, cons
     gpu::in_tiles(n, gpu::kTile<T>, aligned, [&](auto whole, int64_t begin, int64_t end) {
       const auto blocks = static_cast<unsigned>(gpu::ceil_div(end - begin, gpu::kTile<T>));
       if (shift >= 3) {
-        gpu::launch(gpu::dequantize<whole.value, T>, blocks, gpu::kThreads, 0, stream, A, absmax,
-                    begin, end, code, shift, values);
+        gpu::launch<gpu::dequantize<whole.value, T>>(blocks, gpu::kThreads, 0, stream, A, absmax,
+                                                     begin, end, code, shift, values);
       } else {
-        gpu::launch(gpu::dequantize_any<whole.value, T>, blocks, gpu::kThreads, 0, stream, A,
-                    absmax, begin, end, code, blocksize, values);
+        gpu::launch<gpu::dequantize_any<whole.value, T>>(
+            blocks, gpu::kThreads, 0, stream, A, absmax, begin, end, code, blocksize, values);
       }
     });
   });

@@ -1,5 +1,5 @@
-// What the kernels of this folder use of a GPU, under the same names for CUDA, for HIP and for the
-// emulator (kernels/simt), which runs them as C++ on a CPU.
+// What the kernels of this folder use of a GPU, under the same names for CUDA, for HIP, for SYCL
+// and for the emulator (kernels/simt), which runs them as C++ on a CPU.
 //
 // Lanes work together in groups of 32: a warp, or half of a wave of 64. So no kernel asks how wide
 // the waves of the hardware are.
@@ -14,6 +14,8 @@
 // words of the language: __global__, __device__, __shared__, __syncthreads(), threadIdx and so on.
 #if defined(BNBX_SIMT)
 #include "simt/platform.h"
+#elif defined(BNBX_SYCL)
+#include "sycl/platform.h"
 #elif defined(__HIPCC__)
 #include "hip/platform.h"
 #else
@@ -71,7 +73,8 @@ namespace bnbx::gpu {
 // void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes,
 //             Stream stream, A... arguments);
 //     Queues the kernel; throws std::runtime_error if that fails. Blocks is dim3: x may be up to
-//     2^31 - 1, y and z up to 65535.
+//     2^31 - 1, y and z up to 65535. Kernels are launched as launch<kernel>(blocks, ...), which a
+//     platform that has no pointers to kernels defines in its place.
 // constexpr int kArgumentBytes
 //     A kernel's arguments may have this many bytes together.
 // int multiprocessors();
@@ -114,6 +117,13 @@ __device__ inline T group_sum(T x) {
 }
 
 inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
+
+#if !defined(BNBX_SYCL)
+template <auto kernel, class... A>
+void launch(Blocks blocks, int threads, int64_t shared_bytes, Stream stream, A... arguments) {
+  launch(kernel, blocks, threads, shared_bytes, stream, arguments...);
+}
+#endif
 
 // Calls `work` with a value of the element type.
 template <class Work>

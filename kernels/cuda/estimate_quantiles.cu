@@ -242,10 +242,10 @@ void estimate_quantiles(const void* A, DType dtype, int64_t n, double offset, in
     using T = decltype(type);
     const auto* values = static_cast<const T*>(A);
     const gpu::Blocks blocks = gpu::counting_grid<T>(n);
-    gpu::launch(gpu::begin<T>, gpu::kRanges, gpu::kThreads, 0, stream, values, n, counts);
-    gpu::launch(gpu::count<T>, blocks, gpu::kThreads, 0, stream, values, n, counts);
-    gpu::launch(gpu::read_off<T>, gpu::kRanges, gpu::kThreads, 0, stream, counts, n, offset,
-                num_quantiles, out);
+    gpu::launch<gpu::begin<T>>(gpu::kRanges, gpu::kThreads, 0, stream, values, n, counts);
+    gpu::launch<gpu::count<T>>(blocks, gpu::kThreads, 0, stream, values, n, counts);
+    gpu::launch<gpu::read_off<T>>(gpu::kRanges, gpu::kThreads, 0, stream, counts, n, offset,
+                                  num_quantiles, out);
   });
 }
 

@@ -4,29 +4,66 @@
 namespace bnbx {
 namespace gpu {
 
-// Tiles by rows of activations; see Tile. Few rows: narrow tiles, so that a weight of 4096 rows
-// makes 128 blocks, and deep ones, so that each has enough bytes on their way.
-using Tile16 = Tile<32, 16, 256, 2, 1, 4, 16>;
+// Tiles that decode in registers, by rows of activations. Few rows: narrow tiles, so that a weight
+// of 4096 rows makes 64 blocks, and deep ones, so that each has enough bytes on their way.
+using Operands8 = OperandTile<4, 1, 1, 8, 256>;
+using Operands16 = OperandTile<4, 2, 1, 8, 256>;
+using Operands32 = OperandTile<2, 4, 4, 2, 128>;
+using Operands64 = OperandTile<2, 8, 4, 2, 128>;
+
+// Tiles that decode into shared memory: for weights that are not aligned, for devices where the
+// others do not fit, and for more rows.
 using Tile32 = Tile<32, 32, 128, 2, 2, 2, 16>;
 using Tile64 = Tile<32, 64, 128, 2, 2, 2, 16>;
-using Tile128 = Tile<32, 128, 64, 2, 4, 1, 16>;
 
-// Rows of activations up to which reading the weight is all that counts.
-static constexpr int64_t kGemvMost = 4;
+// Rows of activations up to which reading the weight is all that counts, and a tensor core, most of
+// whose product would be of no use, gains nothing.
+static constexpr int64_t kGemvMost = 4, kGemvMostBesideOperands = 2;
+
+// Rows up to which decoding the weight again for every 64 of them costs less than writing it to
+// shared memory and reading it from there.
+static constexpr int64_t kOperandsMost = 128;
+
+// Shared memory of a block on the smallest device from 8.0 on (8.6). What has less has no
+// asynchronous copies, and bfloat16 not in its tensor cores.
+static constexpr int64_t kAsyncShared = 99 << 10;
+
+// Whether a product is one for tiles that decode in registers.
+template <class T>
+static bool decodes_in_registers(const Product4& p) {
+  if constexpr (sizeof(T) == 2) {
+    static_assert(TileMemory<T, Operands8>::bytes(2) <= kAsyncShared);
+    static_assert(TileMemory<T, Operands16>::bytes(2) <= kAsyncShared);
+    static_assert(TileMemory<T, Operands32>::bytes(2) <= kAsyncShared);
+    static_assert(TileMemory<T, Operands64>::bytes(2) <= kAsyncShared);
+    return p.aligned_weight && rows_per_weight(p) <= kOperandsMost &&
+           shared_limit() >= kAsyncShared;
+  }
+  return false;
+}
 
 // Calls `work` with the tile of a product; of float32 it is the one in launch_4bit.h.
 template <class T, class Work>
 static void with_tile(const Product4& p, T, Work&& work) {
   const int64_t rows = rows_per_weight(p);
-  if (!fits<T, Tile32>()) return work(SmallTile{});
-  if (!fits<T, LargeTile>() || (16 < rows && rows <= 32)) {
-    static_assert(TileMemory<T, Tile32>::bytes(2) <= kLeastShared);
-    return work(Tile32{});
+  if (decodes_in_registers<T>(p)) {
+    if (rows <= 8) return work(Operands8{});
+    if (rows <= 16) return work(Operands16{});
+    if (rows <= 32) return work(Operands32{});
+    return work(Operands64{});
   }
-  if (is_large<T>(p, p.N, p.K)) return work(LargeTile{});
-  if (rows <= 16) return work(Tile16{});
-  if (rows <= 64) return work(Tile64{});
-  work(Tile128{});
+  if (!fits<T, Tile32>()) return work(SmallTile{});
+  if (fits<T, LargeTile>() && is_large<T>(p, p.N, p.K)) return work(LargeTile{});
+  static_assert(TileMemory<T, Tile32>::bytes(2) <= kLeastShared);
+  if (rows <= 32 || !fits<T, Tile64>()) return work(Tile32{});
+  work(Tile64{});
+}
+
+// Rows of activations up to which a product is one for gemv_4bit, which needs an aligned weight.
+template <class T>
+static int64_t gemv_most(const Product4& p) {
+  if (!p.aligned_weight) return 0;
+  return decodes_in_registers<T>(p) ? kGemvMostBesideOperands : kGemvMost;
 }
 
 void multiply_4bit(const Product4& p, DType dtype, Stream stream) {
@@ -34,7 +71,7 @@ void multiply_4bit(const Product4& p, DType dtype, Stream stream) {
   with_type(dtype, [&](auto type) {
     using T = decltype(type);
     const int64_t rows = rows_per_weight(p);
-    if (p.aligned_weight && rows <= kGemvMost) {
+    if (rows <= gemv_most<T>(p)) {
       if (rows == 1) return launch_gemv<T, 1>(p, stream);
       if (rows == 2) return launch_gemv<T, 2>(p, stream);
       return launch_gemv<T, 4>(p, stream);
@@ -58,13 +95,17 @@ void gemm_4bit(const void* A, DType dtype, int64_t M, int64_t N, int64_t K, cons
 }
 
 int64_t gemm_4bit_workspace(DType dtype, int64_t M, int64_t N, int64_t K) {
-  if (M <= gpu::kGemvMost) return 0;
-  const auto p = gpu::sizes_of_product(M, N, K);
+  auto p = gpu::sizes_of_product(M, N, K);
   int64_t sums = 0;
   gpu::with_type(dtype, [&](auto type) {
-    gpu::with_tile(p, type, [&](auto tile) {
-      sums = gpu::count_sums<decltype(type), decltype(tile), false>(p);
-    });
+    // Whether the weight is aligned is not known yet.
+    for (const bool aligned : {false, K % gpu::kUnit == 0}) {
+      p.aligned_weight = aligned;
+      if (M <= gpu::gemv_most<decltype(type)>(p)) continue;
+      gpu::with_tile(p, type, [&](auto tile) {
+        sums = std::max(sums, gpu::count_sums<decltype(type), decltype(tile), false>(p));
+      });
+    }
   });
   return sums;
 }

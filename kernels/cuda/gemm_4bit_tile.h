@@ -27,8 +27,50 @@ struct TileMemory {
   }
 };
 
-// Adds the sums of the groups that share the depth, one after the other, and writes the tile: the
-// outputs, or this block's part of their sums.
+// The steps of the depth, [begin, end), that a block has: all, or its share of them.
+struct DepthShare {
+  int64_t begin, end;
+};
+
+__device__ inline DepthShare share_of_block(int64_t depth, int step) {
+  const int64_t steps = (depth + step - 1) / step;
+  const int64_t share = (steps + gridDim.y - 1) / gridDim.y, begin = blockIdx.y * share;
+  return {begin, begin + share < steps ? begin + share : steps};
+}
+
+// Waits for the copies of a step, if batches for `ahead` steps, with this one, are under way.
+__device__ inline void wait_for_step(int ahead) {
+  if (ahead == 1) {
+    wait_for_copies<0>();
+  } else if (ahead == 2) {
+    wait_for_copies<1>();
+  } else {
+    wait_for_copies<2>();
+  }
+}
+
+// Writes the tile, whose sums are sum(row, column): the outputs, or this block's part of them.
+template <class T, class Tile, class Sum>
+__device__ inline void write_outputs(const Product4& p, const RowTile& rows, int64_t first,
+                                     int64_t width, Sum sum_of) {
+  float* part = p.workspace == nullptr ? nullptr : p.workspace + blockIdx.y * p.M * width;
+  const T* bias = static_cast<const T*>(p.bias);
+  if (bias != nullptr) bias = rows.expert < p.E ? bias + rows.expert * width : nullptr;
+  T* out = static_cast<T*>(p.out);
+  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * Tile::kWidth; i += Tile::kThreads) {
+    const int64_t row = rows.begin + i / Tile::kWidth, column = first + i % Tile::kWidth;
+    if (row >= rows.end || column >= width) continue;
+    float sum = sum_of(i / Tile::kWidth, i % Tile::kWidth);
+    if (part != nullptr) {
+      part[row * width + column] = sum;
+      continue;
+    }
+    if (bias != nullptr) sum += to_float(bias[column]);
+    from_float(sum, out + row * width + column);
+  }
+}
+
+// Adds the sums of the groups that share the depth, one after the other, and writes the tile.
 template <class T, class Tile, bool kTransposed>
 __device__ inline void write_tile(const Product4& p, const RowTile& rows, int64_t first,
                                   const Multiplier<T, Tile>& multiplier, float* sums) {
@@ -41,22 +83,9 @@ __device__ inline void write_tile(const Product4& p, const RowTile& rows, int64_
     });
   }
   __syncthreads();
-  const int64_t width = kTransposed ? p.K : p.N;
-  float* part = p.workspace == nullptr ? nullptr : p.workspace + blockIdx.y * p.M * width;
-  const T* bias = static_cast<const T*>(p.bias);
-  if (bias != nullptr) bias = rows.expert < p.E ? bias + rows.expert * width : nullptr;
-  T* out = static_cast<T*>(p.out);
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * Tile::kWidth; i += Tile::kThreads) {
-    const int64_t row = rows.begin + i / Tile::kWidth, column = first + i % Tile::kWidth;
-    if (row >= rows.end || column >= width) continue;
-    float sum = sums[i / Tile::kWidth * Tile::kSumStride + i % Tile::kWidth];
-    if (part != nullptr) {
-      part[row * width + column] = sum;
-      continue;
-    }
-    if (bias != nullptr) sum += to_float(bias[column]);
-    from_float(sum, out + row * width + column);
-  }
+  write_outputs<T, Tile>(p, rows, first, kTransposed ? p.K : p.N, [&](int row, int column) {
+    return sums[row * Tile::kSumStride + column];
+  });
 }
 
 // While one of two blocks waits at a barrier, the other has the multiprocessor.
@@ -79,13 +108,10 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) multiply_tile(Product4 p) {
   };
   const Stage<T, Tile, kTransposed> stage{p, rows, table, first};
   const int64_t depth = rows.expert < p.E ? stage.depth() : 0;
-  // Of this block's share of the depth.
-  const int64_t all_steps = (depth + Tile::kDepth - 1) / Tile::kDepth;
-  const int64_t share = (all_steps + gridDim.y - 1) / gridDim.y, first_step = blockIdx.y * share;
-  const int64_t end_step = first_step + share < all_steps ? first_step + share : all_steps;
+  const DepthShare share = share_of_block(depth, Tile::kDepth);
   // A batch of copies for every step, empty or not, so that counting them works.
   const auto copy = [&](int64_t step, int slot) {
-    if (step < end_step) {
+    if (step < share.end) {
       stage.copy_activations(step * Tile::kDepth, A_at(slot));
       if (p.aligned_weight) stage.copy_weight(step * Tile::kDepth, B_at(slot));
     }
@@ -93,22 +119,18 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) multiply_tile(Product4 p) {
   };
 
   const int ahead = p.staged - 1;
-  for (int slot = 0; slot < ahead; ++slot) copy(first_step + slot, slot);
+  for (int slot = 0; slot < ahead; ++slot) copy(share.begin + slot, slot);
   RawScale scale{};
-  if (p.aligned_weight && first_step < end_step) {
-    scale = stage.load_unit_scale(first_step * Tile::kDepth);
+  if (p.aligned_weight && share.begin < share.end) {
+    scale = stage.load_unit_scale(share.begin * Tile::kDepth);
   }
   table.fill(p.table);
   Multiplier<T, Tile> multiplier;
   int slot = 0, free_slot = ahead;
-  for (int64_t step = first_step; step < end_step; ++step) {
+  for (int64_t step = share.begin; step < share.end; ++step) {
     const int64_t depth0 = step * Tile::kDepth;
     if (p.aligned_weight) stage.store_unit_scale(depth0, scale, scales);
-    if (ahead == 1) {
-      wait_for_copies<0>();
-    } else {
-      wait_for_copies<1>();
-    }
+    wait_for_step(ahead);
     __syncthreads();  // the step's copies and scales are there; the last step has been multiplied
     copy(step + ahead, free_slot);
     if (p.aligned_weight) {

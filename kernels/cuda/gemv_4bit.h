@@ -29,32 +29,24 @@ struct GemvShape {
 // The decoded values of a byte. Of 16-bit types a pair fits into a word, which halves the traffic
 // of shared memory; the weight is rounded to A's type then.
 template <class T>
-struct GemvTable {
-  static constexpr int kCopies = 32;
-  static constexpr int kBytes = 256 * kCopies * 4;
+struct GemvTable : WordTable<T> {
   struct Pair {
     float first, second;
   };
 
-  uint32_t* pairs;
-
-  __device__ void fill(const Values16& table) const {
-    for (int i = static_cast<int>(threadIdx.x); i < 256 * kCopies;
-         i += static_cast<int>(blockDim.x)) {
-      const int byte = i / kCopies;
-      pairs[i] = pack(table.values[byte >> 4], table.values[byte & 15], T{});
-    }
-  }
-
-  __device__ Pair operator()(uint32_t byte) const {
+  __device__ Pair pair_of(uint32_t word, int byte) const {
     Pair pair;
-    unpack(pairs[byte * kCopies + threadIdx.x % kCopies], &pair.first, &pair.second, T{});
+    unpack(WordTable<T>::pair_of(word, byte), &pair.first, &pair.second, T{});
     return pair;
   }
 };
 
 template <>
-struct GemvTable<float> : PairTable<16> {};
+struct GemvTable<float> : PairTable<16> {
+  __device__ Pair pair_of(uint32_t word, int byte) const {
+    return (*this)(word >> 8 * byte & 255u);
+  }
+};
 
 // Activations in shared memory: 16 bytes behind each unit let eight lanes, a unit each, read from
 // different banks.
@@ -133,7 +125,7 @@ __device__ inline void multiply_units(const Product4& p, const GemvUnits<kRows>&
     for (int r = 0; r < kRows; ++r) {
       const uint32_t codes = units.codes[r].values[word];
       for (int byte = 0; byte < 4; ++byte) {
-        const auto pair = table(codes >> 8 * byte & 255u);
+        const auto pair = table.pair_of(codes, byte);
         for (int m = 0; m < kM; ++m) {
           parts[r][m] = fmaf(pair.first, a[m][2 * byte], parts[r][m]);
           parts[r][m] = fmaf(pair.second, a[m][2 * byte + 1], parts[r][m]);

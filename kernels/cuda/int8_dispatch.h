@@ -18,15 +18,15 @@ int64_t tiles_of(const Int8Operands& x) {
 
 template <class Tile, class Epilogue>
 void multiply_in(const Int8Operands& x, const Epilogue& epilogue, Stream stream) {
-  launch(multiply_tiles<Tile, Epilogue>, Blocks(static_cast<unsigned>(tiles_of<Tile>(x))),
-         Tile::kThreads, Tile::kSharedBytes, stream, x, epilogue);
+  launch<multiply_tiles<Tile, Epilogue>>(Blocks(static_cast<unsigned>(tiles_of<Tile>(x))),
+                                         Tile::kThreads, Tile::kSharedBytes, stream, x, epilogue);
 }
 
 template <int kRows, class Epilogue>
 void multiply_rows(const Int8Operands& x, const Epilogue& epilogue, Stream stream) {
-  launch(multiply_few_rows<kRows, Epilogue>,
-         Blocks(static_cast<unsigned>(ceil_div(x.N, kFewColumnsPerBlock))), kFewThreads, 0, stream,
-         x, epilogue);
+  launch<multiply_few_rows<kRows, Epilogue>>(
+      Blocks(static_cast<unsigned>(ceil_div(x.N, kFewColumnsPerBlock))), kFewThreads, 0, stream, x,
+      epilogue);
 }
 
 // Larger tiles read less, but there must be enough of them to keep the multiprocessors busy.

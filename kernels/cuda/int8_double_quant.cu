@@ -47,10 +47,9 @@ void int8_double_quant(const void* A, DType dtype, int64_t rows, int64_t columns
   if (columns == 0) return;
   gpu::with_type(dtype, [&](auto type) {
     using T = decltype(type);
-    gpu::launch(gpu::quantize_columns<T>,
-                gpu::Blocks(static_cast<unsigned>(gpu::ceil_div(columns, gpu::kGroup))),
-                gpu::kRowThreads, 0, stream, static_cast<const T*>(A), rows, columns, threshold,
-                out_col, col_stats);
+    gpu::launch<gpu::quantize_columns<T>>(
+        gpu::Blocks(static_cast<unsigned>(gpu::ceil_div(columns, gpu::kGroup))), gpu::kRowThreads,
+        0, stream, static_cast<const T*>(A), rows, columns, threshold, out_col, col_stats);
   });
 }
 

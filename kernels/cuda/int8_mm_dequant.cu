@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class T, int kWidth>
 void launch_rows(const int32_t* A, const float* row_stats, const float* col_stats, int64_t M,
                  int64_t N, Bias bias, T* out, Stream stream) {
-  launch(dequantize_sums<T, kWidth>, Strips<kWidth>{N}.blocks(M), kRowThreads, 0, stream, A,
-         row_stats, col_stats, M, N, bias, out);
+  launch<dequantize_sums<T, kWidth>>(Strips<kWidth>{N}.blocks(M), kRowThreads, 0, stream, A,
+                                     row_stats, col_stats, M, N, bias, out);
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kRowThreads)
 template <int kWidth>
 void launch_rows(const int8_t* A, const float* stats, int64_t rows, int64_t columns, float* out,
                  Stream stream) {
-  launch(dequantize_rows<kWidth>, Strips<kWidth>{columns}.blocks(rows), kRowThreads, 0, stream, A,
-         stats, rows, columns, out);
+  launch<dequantize_rows<kWidth>>(Strips<kWidth>{columns}.blocks(rows), kRowThreads, 0, stream, A,
+                                  stats, rows, columns, out);
 }
 
 }  // namespace

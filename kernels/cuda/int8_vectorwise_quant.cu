@@ -110,11 +110,18 @@ __global__ void __launch_bounds__(kRowThreads)
 template <class T, int kWidth>
 void launch_rows(const T* A, int64_t rows, int64_t columns, float threshold, int8_t* out,
                  float* stats, uint8_t* outliers, Stream stream) {
+  const auto by_threads = [&](auto threads) {  // a row
+    const int64_t blocks = ceil_div(rows, kRowThreads / threads.value);
+    launch<quantize_rows<T, kWidth, threads.value>>(Blocks(static_cast<unsigned>(blocks)),
+                                                    kRowThreads, 0, stream, A, rows, columns,
+                                                    threshold, out, stats, outliers);
+  };
   const bool short_rows = columns <= kHeld * kWidth * kGroup;
-  const int64_t per_block = short_rows ? kRowGroups : 1;
-  launch(short_rows ? quantize_rows<T, kWidth, kGroup> : quantize_rows<T, kWidth, kRowThreads>,
-         Blocks(static_cast<unsigned>(ceil_div(rows, per_block))), kRowThreads, 0, stream, A, rows,
-         columns, threshold, out, stats, outliers);
+  if (short_rows) {
+    by_threads(std::integral_constant<int, kGroup>{});
+  } else {
+    by_threads(std::integral_constant<int, kRowThreads>{});
+  }
 }
 
 }  // namespace
@@ -126,8 +133,8 @@ void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t col
   using namespace gpu;
   const bool hold_back = outliers != nullptr && columns > 0;
   if (hold_back && rows != 1) {
-    launch(clear_flags, Blocks(static_cast<unsigned>(ceil_div(columns, kRowThreads))), kRowThreads,
-           0, stream, outliers, columns);
+    launch<clear_flags>(Blocks(static_cast<unsigned>(ceil_div(columns, kRowThreads))), kRowThreads,
+                        0, stream, outliers, columns);
   }
   if (rows == 0) return;
   with_type(dtype, [&](auto type) {
@@ -138,8 +145,8 @@ void int8_vectorwise_quant(const void* A, DType dtype, int64_t rows, int64_t col
                                                            threshold, out, stats, outliers, stream);
   });
   if (hold_back && rows != 1) {
-    launch(clear_outlier_columns, Strips<1>{columns}.blocks(rows), kRowThreads, 0, stream,
-           static_cast<const uint8_t*>(outliers), rows, columns, out);
+    launch<clear_outlier_columns>(Strips<1>{columns}.blocks(rows), kRowThreads, 0, stream,
+                                  static_cast<const uint8_t*>(outliers), rows, columns, out);
   }
 }
 

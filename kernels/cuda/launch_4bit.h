@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cuda/gemm_4bit_tile.h"
+#include "cuda/gemm_4bit_operands.h"
 #include "cuda/gemv_4bit.h"
 
 namespace bnbx::gpu {
@@ -17,12 +17,6 @@ void multiply_4bit_transposed(const Product4& p, DType dtype, Stream stream);
 using LargeTile = Tile<128, 128, 64, 4, 2, 1, 16>;
 using FloatTile16 = Tile<64, 16, 64, 2, 4, 1, 4>;
 using FloatTile64 = Tile<64, 64, 64, 2, 4, 1, 4>;
-
-// Columns of the depth that are worth a block of its own. In their time, some 1.5 us on an H100,
-// the kernel runs that adds the blocks' sums. With tiles of 128 rows the sums, written and read,
-// are twice the bytes of the packed weight, and the second-level cache is twice as fast as the
-// memory.
-static constexpr int64_t kLeastShare = 1024;
 
 // Those of 16-bit types and of float32 that fit the 48 KB of devices without tensor cores.
 using SmallTile = Tile<64, 16, 128, 4, 1, 2, 4>;
@@ -62,11 +56,13 @@ int64_t resident_blocks(int stages) {
   return blocks < 2 ? blocks : 2;
 }
 
-// Steps of the depth that a block of a tile has in shared memory: a third one is worth less than
+// Steps of the depth that a block of a tile has in shared memory: more than two are worth less than
 // another block.
 template <class T, class Tile>
 int count_stages() {
-  return resident_blocks<T, Tile>(3) == resident_blocks<T, Tile>(2) ? 3 : 2;
+  int stages = Tile::kMostStages;
+  while (stages > 2 && resident_blocks<T, Tile>(stages) < resident_blocks<T, Tile>(2)) --stages;
+  return stages;
 }
 
 // Blocks that share the depth of a tile of the product with one weight: as many as the device has
@@ -76,7 +72,7 @@ int64_t count_splits(const Product4& p, int64_t width, int64_t depth) {
   const int64_t blocks = ceil_div(p.M, Tile::kRows) * ceil_div(width, Tile::kWidth);
   if (p.ends != nullptr || blocks == 0) return 1;
   const int64_t room = resident_blocks<T, Tile>(count_stages<T, Tile>()) * multiprocessors();
-  const int64_t most = std::min(room / blocks, depth / kLeastShare);
+  const int64_t most = std::min(room / blocks, depth / Tile::kLeastShare);
   if (most < 2) return 1;
   const int64_t steps = ceil_div(depth, Tile::kDepth);
   return ceil_div(steps, ceil_div(steps, most));  // none is left without a step
@@ -90,6 +86,17 @@ int64_t count_sums(const Product4& p) {
   return splits == 1 ? 0 : splits * p.M * width;
 }
 
+template <class T, bool kTransposed, int... kNumbers>
+constexpr auto kernel_of(Tile<kNumbers...>) {
+  return &multiply_tile<T, Tile<kNumbers...>, kTransposed>;
+}
+
+template <class T, bool kTransposed, int... kNumbers>
+constexpr auto kernel_of(OperandTile<kNumbers...>) {
+  static_assert(!kTransposed);
+  return &multiply_operands<T, OperandTile<kNumbers...>>;
+}
+
 // With p.workspace, `splits` blocks share the depth of each tile; without, one has all of it.
 template <class T, class Tile, bool kTransposed>
 void launch_tile(Product4 p, int64_t splits, Stream stream) {
@@ -99,12 +106,12 @@ void launch_tile(Product4 p, int64_t splits, Stream stream) {
   const int64_t blocks = rows * ceil_div(width, Tile::kWidth);
   p.row_tiles = static_cast<uint32_t>(rows);
   p.staged = count_stages<T, Tile>();
-  launch(&multiply_tile<T, Tile, kTransposed>,
-         Blocks(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), Tile::kThreads,
-         TileMemory<T, Tile>::bytes(p.staged), stream, p);
+  launch<kernel_of<T, kTransposed>(Tile{})>(
+      Blocks(static_cast<unsigned>(blocks), static_cast<unsigned>(splits)), Tile::kThreads,
+      TileMemory<T, Tile>::bytes(p.staged), stream, p);
   if (splits == 1) return;
-  launch(&add_splits<T>, Blocks(static_cast<unsigned>(ceil_div(p.M * width, kAddThreads))),
-         kAddThreads, 0, stream, p, width, static_cast<int>(splits));
+  launch<add_splits<T>>(Blocks(static_cast<unsigned>(ceil_div(p.M * width, kAddThreads))),
+                        kAddThreads, 0, stream, p, width, static_cast<int>(splits));
 }
 
 // The rows of A, kM of them at a time, or half as many as long as these do not fit.
@@ -123,8 +130,8 @@ void launch_gemv(Product4 p, Stream stream) {
   const int64_t rows = count_row_tiles(p, kM), tiles = ceil_div(p.N, kGemvWidth);
   const int64_t stride = ceil_div(kGemvBlocks, rows);
   p.row_tiles = static_cast<uint32_t>(rows);
-  launch(&gemv_4bit<T, kM>, Blocks(static_cast<unsigned>(rows * (tiles < stride ? tiles : stride))),
-         kGemvThreads, gemv_shared_bytes<T, kM>(p.staged), stream, p);
+  launch<gemv_4bit<T, kM>>(Blocks(static_cast<unsigned>(rows * (tiles < stride ? tiles : stride))),
+                           kGemvThreads, gemv_shared_bytes<T, kM>(p.staged), stream, p);
 }
 
 // Whether tiles of 128 x 128 keep three quarters of the multiprocessors busy.

@@ -1,4 +1,4 @@
-// mma and load_matrices (see device.h) where the hardware has no such instruction.
+// mma, load_matrices and dot4 (see device.h) where the hardware has no such instruction.
 #pragma once
 
 #include "common/types.h"
@@ -14,10 +14,18 @@ __device__ inline void add_products(uint32_t a, uint32_t b, float* sum, T) {
   }
 }
 
-__device__ inline void add_products(uint32_t a, uint32_t b, int32_t* sum, int8_t) {
+__device__ inline int32_t dot4_by_bytes(uint32_t a, uint32_t b, int32_t sum) {
   for (int i = 0; i < 4; ++i) {
-    *sum += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+    sum += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
   }
+  return sum;
+}
+
+// The platform's, which comes later.
+__device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum);
+
+__device__ inline void add_products(uint32_t a, uint32_t b, int32_t* sum, int8_t) {
+  *sum = dot4(a, b, *sum);
 }
 
 template <class Sum, class T>

@@ -100,18 +100,18 @@ __global__ void __launch_bounds__(kUpdateThreads)
 template <class Rule>
 void launch_rules(const Batch& batch, const Hyperparameters& h, Stream stream) {
   const int64_t blocks = ceil_div(batch.count, kUpdateThreads);
-  launch(set_rules<Rule>, Blocks(static_cast<unsigned>(blocks)), kUpdateThreads, 0, stream, batch,
-         h);
+  launch<set_rules<Rule>>(Blocks(static_cast<unsigned>(blocks)), kUpdateThreads, 0, stream, batch,
+                          h);
 }
 
 template <class Rule, class States>
 void launch_limits(Batch& batch, const Rule& rule, const Shared& shared, Stream stream) {
   const int64_t chunks = deal(batch, kSquaresChunk);
   if (chunks > 0) {
-    launch(sum_squares<Rule, States>, update_grid<Rule>(chunks), kUpdateThreads, 0, stream, batch,
-           rule, shared);
+    launch<sum_squares<Rule, States>>(update_grid<Rule>(chunks), kUpdateThreads, 0, stream, batch,
+                                      rule, shared);
   }
-  launch(set_limits<Rule>, Blocks(batch.count), kUpdateThreads, 0, stream, batch, rule, shared);
+  launch<set_limits<Rule>>(Blocks(batch.count), kUpdateThreads, 0, stream, batch, rule, shared);
 }
 
 }  // namespace bnbx::gpu

@@ -82,8 +82,8 @@ void update_batches(const ParameterUpdate* parameters, int64_t count, const Hype
     if (h.max_unorm > 0.0) launch_limits<Rule, States>(batch, rule, shared, stream);
     const int64_t tiles = deal(batch, kTile);
     if (tiles == 0) return;
-    launch(update_tiles<Rule, States>, update_grid<Rule>(tiles), kUpdateThreads, 0, stream, batch,
-           rule, shared);
+    launch<update_tiles<Rule, States>>(update_grid<Rule>(tiles), kUpdateThreads, 0, stream, batch,
+                                       rule, shared);
   });
 }
 

@@ -1,6 +1,4 @@
 // Paged memory: managed by the driver, or pinned.
-#include <cuda_runtime.h>
-
 #include <new>
 
 #include "bnbx/paged_memory.h"
@@ -31,7 +29,7 @@ void* paged_alloc(int64_t bytes, bool managed) {
   const cudaError_t error = managed ? cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal)
                                     : cudaHostAlloc(&memory, bytes, cudaHostAllocPortable);
   if (error == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // or the next launch would be blamed for it
+    static_cast<void>(cudaGetLastError());  // or the next launch would be blamed for it
     throw std::bad_alloc();
   }
   gpu::check(error, "allocating paged memory");
@@ -40,16 +38,12 @@ void* paged_alloc(int64_t bytes, bool managed) {
 
 void paged_free(void* memory, int device, bool managed) noexcept {
   int current = device;
-  cudaGetDevice(&current);
-  if (current != device) cudaSetDevice(device);
-  cudaDeviceSynchronize();
-  if (managed) {
-    cudaFree(memory);
-  } else {
-    cudaFreeHost(memory);
-  }
-  if (current != device) cudaSetDevice(current);
-  cudaGetLastError();  // when the process ends, the runtime may be gone already
+  static_cast<void>(cudaGetDevice(&current));
+  if (current != device) static_cast<void>(cudaSetDevice(device));
+  static_cast<void>(cudaDeviceSynchronize());
+  static_cast<void>(managed ? cudaFree(memory) : cudaFreeHost(memory));
+  if (current != device) static_cast<void>(cudaSetDevice(current));
+  static_cast<void>(cudaGetLastError());  // when the process ends, the runtime may be gone already
 }
 
 void prefetch(const void* memory, int64_t bytes, bool to_device, Stream stream) {

@@ -158,8 +158,7 @@ __device__ inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
 #if __CUDA_ARCH__ >= 610
   return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), sum);
 #else
-  add_products(a, b, &sum, int8_t{});
-  return sum;
+  return dot4_by_bytes(a, b, sum);
 #endif
 }
 
@@ -183,6 +182,12 @@ inline void check(cudaError_t error, const char* what) {
         "bnbx with -DCMAKE_CUDA_ARCHITECTURES=native.";
   }
   throw std::runtime_error(message);
+}
+
+// The compiler's, as the backend's name.
+inline std::string toolkit() {
+  return "cuda " + std::to_string(CUDART_VERSION / 1000) + "." +
+         std::to_string(CUDART_VERSION % 1000 / 10);
 }
 
 // More than 4 KB need CUDA 12.1, a driver as new and sm_70: what every user of CUDA 13 has.

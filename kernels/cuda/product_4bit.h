@@ -179,4 +179,33 @@ struct PairTable {
   }
 };
 
+// The same for a type of 16 bits, to which the values are rounded: a pair is a word, and each lane
+// has a copy of its own.
+template <class T>
+struct WordTable {
+  static constexpr int kBytes = 256 * kGroup * 4;
+
+  uint32_t* pairs;
+
+  __device__ void fill(const Values16& table) const {
+    for (int byte = static_cast<int>(threadIdx.x); byte < 256;
+         byte += static_cast<int>(blockDim.x)) {
+      const uint32_t pair = pack(table.values[byte >> 4], table.values[byte & 15], T{});
+      // Threads begin at different copies, so that they write to different banks.
+      for (int i = 0; i < kGroup; i += 4) {
+        store_vector(pairs + byte * kGroup + (i + 4 * byte) % kGroup,
+                     Vector<uint32_t, 4>{{pair, pair, pair, pair}});
+      }
+    }
+  }
+
+  // Of the byte number `byte` of a word of codes. The place in the table, the byte times 128 and
+  // the lane's copy, is put together without a multiplication.
+  __device__ uint32_t pair_of(uint32_t word, int byte) const {
+    const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
+    const uint32_t at = (shifted & 255u << 7) | threadIdx.x % kGroup * 4;
+    return *reinterpret_cast<const uint32_t*>(reinterpret_cast<const unsigned char*>(pairs) + at);
+  }
+};
+
 }  // namespace bnbx::gpu

@@ -12,9 +12,9 @@ void quantize_4bit(const void* A, DType dtype, int64_t n, int64_t blocksize, Qua
       using Encoder = std::remove_pointer_t<decltype(encoder)>;
       const T* values = static_cast<const T*>(A);
       gpu::in_quantize_tiles<4>(values, out, n, [&](auto whole, int64_t begin, int64_t end) {
-        gpu::launch(gpu::quantize_tiles<whole.value, T, Encoder>,
-                    gpu::quantize_blocks<T>(end - begin), gpu::kQuantizeThreads, 0, stream, values,
-                    begin, end, gpu::log2_of(blocksize), gpu::codebook(quant_type), out, absmax);
+        gpu::launch<gpu::quantize_tiles<whole.value, T, Encoder>>(
+            gpu::quantize_blocks<T>(end - begin), gpu::kQuantizeThreads, 0, stream, values, begin,
+            end, gpu::log2_of(blocksize), gpu::codebook(quant_type), out, absmax);
       });
     });
   });

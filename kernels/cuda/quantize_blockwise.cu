@@ -86,10 +86,10 @@ void quantize_in_passes(const T* A, int64_t n, const float* code, int64_t blocks
   auto* magnitudes = reinterpret_cast<uint32_t*>(absmax);
   const int64_t count = n / blocksize + (n % blocksize != 0);
   const auto tiles = static_cast<unsigned>(ceil_div(n, kTile));
-  launch(clear, static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, stream, magnitudes,
-         count);
-  launch(raise_magnitudes<T>, tiles, kThreads, 0, stream, A, n, blocksize, magnitudes);
-  launch(encode_any<T>, tiles, kThreads, 0, stream, A, n, blocksize, code, out, absmax);
+  launch<clear>(static_cast<unsigned>(ceil_div(count, kThreads)), kThreads, 0, stream, magnitudes,
+                count);
+  launch<raise_magnitudes<T>>(tiles, kThreads, 0, stream, A, n, blocksize, magnitudes);
+  launch<encode_any<T>>(tiles, kThreads, 0, stream, A, n, blocksize, code, out, absmax);
 }
 
 }  // namespace
@@ -105,10 +105,16 @@ void quantize_blockwise(const void* A, DType dtype, int64_t n, const float* code
     if (shift >= 5 && shift <= 12) {
       gpu::in_quantize_tiles<8>(values, out, n, [&](auto whole, int64_t begin, int64_t end) {
         const bool many = end - begin >= gpu::kManyElements * gpu::multiprocessors();
-        gpu::launch(many ? gpu::quantize_by_cells<whole.value, T>
-                         : gpu::quantize_tiles<whole.value, T, gpu::Encoder8>,
-                    gpu::quantize_blocks<T>(end - begin), gpu::kQuantizeThreads, 0, stream, values,
-                    begin, end, shift, code, out, absmax);
+        const auto blocks = gpu::quantize_blocks<T>(end - begin);
+        if (many) {
+          gpu::launch<gpu::quantize_by_cells<whole.value, T>>(blocks, gpu::kQuantizeThreads, 0,
+                                                              stream, values, begin, end, shift,
+                                                              code, out, absmax);
+        } else {
+          gpu::launch<gpu::quantize_tiles<whole.value, T, gpu::Encoder8>>(
+              blocks, gpu::kQuantizeThreads, 0, stream, values, begin, end, shift, code, out,
+              absmax);
+        }
       });
     } else {
       gpu::quantize_in_passes(values, n, code, blocksize, out, absmax, stream);

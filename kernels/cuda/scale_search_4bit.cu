@@ -17,7 +17,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kGroups = kThreads / kGroup;
 constexpr int kTrialsAtOnce = 8;
-constexpr int kMaxTrials = 512;  // they travel as an argument of the kernel
+// They travel as an argument of the kernel.
+constexpr int kMaxTrials = kArgumentBytes < 4096 ? 384 : 512;
 // Blocks whose largest magnitude is below are left as they are: a trial could lose all its bits.
 constexpr float kSmallestSearched = 1e-30f;
 
@@ -203,11 +204,16 @@ void scale_search_4bit(const void* A, DType dtype, int64_t n, const float* impor
     using T = decltype(type);
     gpu::with_encoder(quant_type, [&](auto* encoder) {
       using Levels = std::remove_pointer_t<decltype(encoder)>;
-      const auto kernel =
-          importance == nullptr ? gpu::search<T, Levels, false> : gpu::search<T, Levels, true>;
-      gpu::launch(kernel, static_cast<unsigned>(blocks), gpu::kThreads, 0, stream,
-                  static_cast<const T*>(A), n, blocksize, importance, columns,
-                  gpu::codebook(quant_type), all, absmax);
+      const auto search = [&](auto weighted) {
+        gpu::launch<gpu::search<T, Levels, weighted.value>>(
+            static_cast<unsigned>(blocks), gpu::kThreads, 0, stream, static_cast<const T*>(A), n,
+            blocksize, importance, columns, gpu::codebook(quant_type), all, absmax);
+      };
+      if (importance == nullptr) {
+        search(std::false_type{});
+      } else {
+        search(std::true_type{});
+      }
     });
   });
 }

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from bnbx import codebooks
+from bnbx.conformance.samples import arguments
 from bnbx.ops import BLOCKSIZES_4BIT, FLOAT_DTYPES, QUANT_TYPES_4BIT
-
-from .samples import arguments
 
 DTYPES = FLOAT_DTYPES
 QUANT_TYPES = QUANT_TYPES_4BIT

@@ -10,9 +10,9 @@ import torch
 
 from bnbx.backends import reference
 from bnbx.backends.reference_rounding import random_bits, rounded_stochastically, with_rest
+from bnbx.conformance.samples import update_32bit, update_blockwise
 
 from .checks import every_isa, refuses, run, same
-from .samples import update_32bit, update_blockwise
 
 SHAPES = ((), (0,), (1,), (17,), (257,), (33, 47), (5001,))
 every_operation = pytest.mark.parametrize("bits", [32, 8, 4])

@@ -8,10 +8,10 @@ import threading
 import pytest
 import torch
 
+from bnbx.conformance.samples import SIGNED, arguments
 from bnbx.ops import CONTRACTS
 
 from .checks import every_isa, refuses, run, same
-from .samples import SIGNED, arguments
 
 #: Operations that return the indices of outlier columns, as many as the data has.
 SIZED_BY_THE_DATA = ("int8_vectorwise_quant", "int8_double_quant")

@@ -10,6 +10,7 @@ import torch
 
 from bnbx.backends import reference
 from bnbx.codebooks import get_4bit_type
+from bnbx.conformance.samples import arguments
 
 from .checks import (
     BLOCKSIZES,
@@ -24,7 +25,6 @@ from .checks import (
     strided,
     values,
 )
-from .samples import arguments
 
 dequantize_4bit = torch.ops.bnbx.dequantize_4bit
 

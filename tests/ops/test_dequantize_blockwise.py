@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import arguments
 
 from .checks import CODEBOOKS, DTYPES, SIZES, every_isa, per_element, refuses, run, same, strided
-from .samples import arguments
 
 dequantize_blockwise = torch.ops.bnbx.dequantize_blockwise
 DYNAMIC = CODEBOOKS["dynamic"]

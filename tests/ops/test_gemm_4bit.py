@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import arguments
 
 from .checks import (
     BLOCKSIZES,
@@ -22,7 +23,6 @@ from .checks import (
     same,
     strided,
 )
-from .samples import arguments
 from .weights import check_product, random_weight
 
 gemm_4bit = torch.ops.bnbx.gemm_4bit

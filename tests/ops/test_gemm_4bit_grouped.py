@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import arguments
 
 from .checks import BLOCKSIZES, DTYPES, QUANT_TYPES, every_isa, is_for_gpus, refuses, same, strided
-from .samples import arguments
 from .weights import check_product, random_weight
 
 gemm_4bit_grouped = torch.ops.bnbx.gemm_4bit_grouped

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import arguments
 
 from .checks import BLOCKSIZES, DTYPES, NOT_FINITE, QUANT_TYPES, every_isa, refuses, same, strided
-from .samples import arguments
 from .weights import check_product, random_weight
 
 gemm_4bit_transposed = torch.ops.bnbx.gemm_4bit_transposed

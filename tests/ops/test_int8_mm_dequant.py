@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import arguments
 
 from .checks import DTYPES, close, every_isa, refuses, same, strided
-from .samples import arguments
 
 int8_mm_dequant = torch.ops.bnbx.int8_mm_dequant
 

@@ -7,11 +7,11 @@ import copy
 import pytest
 import torch
 
+from bnbx.conformance.samples import arguments
 from bnbx.ops import CONTRACTS
 
 from .checks import run, same
 from .on_device import OnDevice
-from .samples import arguments
 
 
 def tensors(given):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import arguments, update_32bit
 from bnbx.ops import OPTIMIZERS, RULES
 
 from . import rules
 from .checks import DTYPES, close, every_isa, refuses, run, same
-from .samples import arguments, update_32bit
 
 #: Nothing, scalars, partial vectors, more than one chunk and more than one thread's share.
 SHAPES = ((), (0,), (4, 0), (1,), (7,), (16,), (3, 5, 7), (255,), (257,), (20_001,))

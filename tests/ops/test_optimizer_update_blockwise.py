@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import unpacked, update_blockwise
 from bnbx.ops import OPTIMIZER_BLOCKSIZES, OPTIMIZERS, RULES
 
 from .checks import (
@@ -22,7 +23,6 @@ from .checks import (
     run,
     same,
 )
-from .samples import unpacked, update_blockwise
 
 #: Nothing, scalars, odd sizes, and blocks of 128 and of 256 that are whole or nearly so.
 SHAPES = ((), (0,), (1,), (2,), (3, 5, 7), (127,), (128,), (129,), (255,), (256,), (257,), (4501,))

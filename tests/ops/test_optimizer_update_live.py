@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bnbx.backends import reference
+from bnbx.conformance.samples import update_32bit, update_blockwise
 from bnbx.ops import RULES
 
 from .checks import every_isa, refuses, run
-from .samples import update_32bit, update_blockwise
 
 SHAPES = ((), (0,), (33,), (257,), (5001,))
 WRITTEN = ("p", "state1", "state2", "absmax1", "absmax2", "unorm_vec")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from bnbx.codebooks import get_4bit_type
+from bnbx.conformance.samples import SIGNED
 
 from .checks import close, per_element
-from .samples import SIGNED
 
 
 def random_weight(

@@ -8,9 +8,9 @@ import re
 
 import pytest
 import torch
-from tests.ops.samples import unpacked
 
 from bnbx import optim
+from bnbx.conformance.samples import unpacked
 from bnbx.ops import OPTIMIZER_BLOCKSIZES
 
 FAMILIES = ("Adam", "AdamW", "AdEMAMix", "Lion", "SGD", "RMSprop", "Adagrad", "LAMB", "LARS")

@@ -106,6 +106,27 @@ void test_reductions() {
   }
 }
 
+// Groups do together what others, perhaps of the same wave, do not: each another number of times.
+__global__ void reduce_some_groups(int* to) {
+  const int group = static_cast<int>(threadIdx.x) / kGroup;
+  int sum = 0, lanes = 0;
+  for (int i = 0; i < group; ++i) {
+    sum += group_sum(1);
+    lanes += any(threadIdx.x % kGroup == 7) ? kGroup : 0;
+  }
+  if (group % 2 == 1) sum += shuffle(static_cast<int>(threadIdx.x), 3);
+  to[threadIdx.x] = sum == lanes + (group % 2 == 1 ? kGroup * group + 3 : 0) ? sum : -1;
+}
+
+void test_groups_apart() {
+  int to[128];
+  launch(reduce_some_groups, 1, 128, 0, nullptr, &to[0]);
+  for (int i = 0; i < 128; ++i) {
+    const int group = i / 32;
+    CHECK(to[i] == 32 * group + (group % 2 == 1 ? 32 * group + 3 : 0));
+  }
+}
+
 __global__ void exchange_in_group(int* to) {
   __shared__ int tile[64];
   tile[threadIdx.x] = static_cast<int>(threadIdx.x);
@@ -306,6 +327,7 @@ void test_words() {
   test_shuffles<float>();
   test_shuffles<int64_t>();
   test_reductions();
+  test_groups_apart();
   test_sync_group();
   test_atomics();
   test_mma<float, float16>();

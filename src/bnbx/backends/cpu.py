@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from bnbx.backends import metal
+from bnbx.backends.loading import Found
 from bnbx.backends.native_grouped import NativeGroupedBackend
 from bnbx.ops.checks import read_offsets
 
@@ -30,6 +33,19 @@ _MANY_ROWS = {torch.float32: 192, torch.float16: 65, torch.bfloat16: 65}
 _WITH_TILES = ("amx", "neon_mmla")
 #: Of a decoded slice of the weight.
 _SLICE_BYTES = 16 << 20
+
+
+def find() -> Found:
+    """Return the module of the CPU, or the emulator of GPUs in its place."""
+    # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
+    if os.environ.get("BNBX_SIMT") == "1":
+        return Found("_simt", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
+    # Or on the CPU, as SYCL has it.
+    if os.environ.get("BNBX_SYCL_CPU") == "1":
+        return Found("_sycl", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
+    if os.environ.get("BNBX_METAL_EMULATOR") == "1":
+        return Found("_metal_emulator", metal.emulated)
+    return Found("_cpu", CpuBackend)
 
 
 class CpuBackend(NativeGroupedBackend):

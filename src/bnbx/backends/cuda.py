@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
     from bnbx.ops import OptimizerUpdate
 
-#: kDLCUDA of DLPack.
-_DLPACK_CUDA = 2
-
 
 def _current_stream(tensor: Tensor) -> int:
     # torch.cuda.current_stream makes an object first, which takes longer than a small kernel.
@@ -31,8 +28,15 @@ def _current_stream(tensor: Tensor) -> int:
 class CudaBackend(NativeGroupedBackend):
     """The native backend, with the device of the tensors made the current one where it is not."""
 
+    #: What DLPack calls the type of the devices: kDLCUDA.
+    dlpack_device = 2
+
     def __init__(self, ext: ModuleType) -> None:
-        super().__init__(ext, _current_stream, _DLPACK_CUDA)
+        super().__init__(ext, _current_stream, self.dlpack_device)
+
+    def capability(self, device: int) -> tuple[int, int]:
+        """Return the compute capability by which ``cuda_choice`` knows the kernels' speed."""
+        return _capability(device)
 
     def kernel(self, method: str) -> Callable[..., Any]:
         """Return the method, called with the device of its first tensor as the current one."""
@@ -62,7 +66,7 @@ class CudaBackend(NativeGroupedBackend):
         *nested: Any,
         transposed: bool = False,
     ) -> Tensor:
-        capability = _capability(A.get_device())
+        capability = self.capability(A.get_device())
         if not decodes_first(capability, A.dtype, math.prod(A.shape[:-1]), shapeB):
             call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
             return super()._multiply_4bit(out, *call, transposed=transposed)

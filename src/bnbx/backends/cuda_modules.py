@@ -13,7 +13,12 @@ import pkgutil
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from bnbx import _ext
+from bnbx.backends.cuda import CudaBackend
+from bnbx.backends.loading import Found, OtherTorchError
+from bnbx.backends.paged_memory import PagedDevices
 from bnbx.ops import error
 
 if TYPE_CHECKING:
@@ -30,6 +35,20 @@ class Choice(NamedTuple):
 
     module: str
     why: str
+
+
+def find() -> Found | None:
+    """Return the best module for torch's CUDA; say why there is none if there could be one."""
+    available = installed()
+    if torch.version.cuda is None:
+        if not available:
+            return None
+        # Who has CUDA kernels and a torch of another kind should learn that it is for torch.
+        raise OtherTorchError(f"torch {torch.__version__} is built without CUDA")
+    choice = choose(available, torch.version.cuda)
+    toolkits = [f"cuda {major}.{minor}" for major, minor in reversed(available)]
+    details = {"choice": choice.why, "available_isas": toolkits}
+    return Found(choice.module, CudaBackend, PagedDevices, details)
 
 
 def installed() -> list[Version]:

@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bnbx.cli import bench, evaluate, info, inspect, quantize
+from bnbx.cli import bench, evaluate, info, inspect, quantize, selftest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,13 +23,15 @@ COMMANDS = {
     "eval": evaluate,
     "inspect": inspect,
     "bench": bench,
+    "selftest": selftest,
 }
 JSON = "print JSON instead of a table"
 #: What went wrong -> the exit status; 2 is a wrong command line.
 REFUSED, MISSING_PACKAGE, SYSTEM_ERROR = 1, 3, 4
 EXIT_STATUSES = """\
 exit status:
-  0 done  1 refused: an argument or a file is not as it has to be  2 wrong command line
+  0 done  1 refused: an argument or a file is not as it has to be; a self-test failed
+  2 wrong command line
   3 a package is not installed  4 the system could not (disk full, no permission)  130, 143 stopped
 """
 
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.stdout.write((json.dumps(report, indent=2) if options.json else text) + "\n")
-    return 0
+    return REFUSED if report.get("failures") else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,8 +22,8 @@ CONTRACTS: dict[str, Callable[..., Any]] = {}
 class Unchecked(abc.ABC):
     """What a contract returns, in the place of outputs, if there are lists of tensors to check.
 
-    The kernels of a CPU and of CUDA get it and check each tensor as they read it; for the
-    reference, and for the fake kernel, ``check`` is called before.
+    Native kernels get it and check each tensor as they read it; for all others, and for the fake
+    kernel, ``check`` is called before.
     """
 
     @abc.abstractmethod
@@ -57,23 +57,45 @@ def operation(
     return define
 
 
-def register(name: str, kernel: Callable[..., Any], dispatch_key: str) -> None:
-    """Register ``kernel`` for ``bnbx::<name>``, with the contract's checks in front of it."""
+def register(
+    name: str,
+    kernel: Callable[..., Any],
+    dispatch_key: str,
+    *,
+    library: torch.library.Library = LIBRARY,
+    native: bool = True,
+) -> None:
+    """Register ``kernel`` for ``bnbx::<name>``, with the contract's checks in front of it.
+
+    A native kernel gets what the contract returns, then the arguments. Others get the arguments
+    alone, when lists have been checked too, and allocate what they return.
+    """
     contract = CONTRACTS[name]
     # The dispatcher takes the CPU's kernel only if no argument is a tensor of another device: the
-    # CPU comes last in its order. Every other kernel gets what it gets, the reference in Python.
-    if dispatch_key == "CUDA":
-        contract = _on_one_device(contract)
-    elif dispatch_key != "CPU":
+    # CPU comes last in its order. Every other kernel gets what it gets.
+    if not native:
         contract = _with_every_check(contract)
+    elif dispatch_key != "CPU":
+        contract = _on_one_device(contract)
 
-    def checked(*args: Any) -> Any:
+    def filled(*args: Any) -> Any:
         return kernel(contract(*args), *args)
 
-    def checked_out(*args: Any, out: Tensor) -> None:  # the one keyword that a schema may have
+    def filled_out(*args: Any, out: Tensor) -> None:  # the one keyword that a schema may have
         kernel(contract(*args, out=out), *args, out=out)
 
-    LIBRARY.impl(name, checked_out if name.endswith(".out") else checked, dispatch_key)
+    def checked(*args: Any) -> Any:
+        contract(*args)
+        return kernel(*args)
+
+    def checked_out(*args: Any, out: Tensor) -> None:
+        contract(*args, out=out)
+        kernel(*args, out=out)
+
+    if name.endswith(".out"):
+        library.impl(name, filled_out if native else checked_out, dispatch_key)
+    else:
+        library.impl(name, filled if native else checked, dispatch_key)
 
 
 def _with_every_check(contract: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,127 @@
+#include "sycl/kernel_cache.h"
+
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <sycl/sycl.hpp>
+#include <tuple>
+
+#include "sycl/cache_file.h"
+
+namespace bnbx::gpu {
+
+namespace syclex = sycl::ext::oneapi::experimental;
+using Bundle = sycl::kernel_bundle<sycl::bundle_state::executable>;
+
+// As on the CPU, products and sums keep their own rounding; kernels ask for fmaf by name.
+static std::vector<std::string> options_for(int64_t shared_bytes) {
+  return {"-std=c++17",
+          "-I.",
+          "-Iinclude",
+          "-DBNBX_SYCL",
+          "-DBNBX_SHARED_BYTES=" + std::to_string(shared_bytes),
+          "-ffp-contract=off",
+          "-fno-sycl-id-queries-fit-in-int",
+          "-Wno-unknown-pragmas"};
+}
+
+static std::string description_of(const sycl::device& device) {
+  return device.get_platform().get_info<sycl::info::platform::name>() + "\n" +
+         device.get_info<sycl::info::device::name>() + "\n" +
+         device.get_info<sycl::info::device::driver_version>() + "\n";
+}
+
+// All that the compiled kernel depends on.
+static std::string key_of(const sycl::device& device, const Kernel& kernel, int64_t shared_bytes) {
+  std::string key = "libsycl " + std::to_string(__LIBSYCL_MAJOR_VERSION) + "." +
+                    std::to_string(__LIBSYCL_MINOR_VERSION) + "." +
+                    std::to_string(__LIBSYCL_PATCH_VERSION) + " " +
+                    std::to_string(__SYCL_COMPILER_VERSION) + "\n" + description_of(device);
+  for (const std::string& option : options_for(shared_bytes)) key += option + "\n";
+  key += kernel.source + "\n" + kernel.name + "\n";
+  for (const auto& [path, text] : sources()) key += path + "\n" + text + "\n";
+  return key;
+}
+
+static void check(const sycl::device& device) {
+  const auto sizes = device.get_info<sycl::info::device::sub_group_sizes>();
+  if (std::find(sizes.begin(), sizes.end(), kGroup) == sizes.end()) {
+    throw std::runtime_error(device.get_info<sycl::info::device::name>() +
+                             ": the kernels need subgroups of " + std::to_string(kGroup) +
+                             ", which this device does not have");
+  }
+}
+
+static Bundle compile(const sycl::context& context, const sycl::device& device,
+                      const Kernel& kernel, int64_t shared_bytes) {
+  syclex::include_files files;
+  for (const auto& [path, text] : sources()) files.add(path, text);
+  auto source = syclex::create_kernel_bundle_from_source(
+      context, syclex::source_language::sycl, "#include \"" + kernel.source + "\"\n",
+      syclex::properties{files});
+  std::string log;
+  try {
+    return syclex::build(source, {device},
+                         syclex::properties{syclex::build_options{options_for(shared_bytes)},
+                                            syclex::registered_names{kernel.name},
+                                            syclex::save_log{&log}});
+  } catch (const sycl::exception& failure) {
+    std::string what = "compiling " + kernel.name + " for " +
+                       device.get_info<sycl::info::device::name>() + ": " + failure.what() + log;
+    if (!device.has(sycl::aspect::fp64)) {
+      what +=
+          "\nThis device has no double precision; the driver emulates it with "
+          "OverrideDefaultFP64Settings=1 and IGC_EnableDPEmulation=1 in the environment.";
+    }
+    throw std::runtime_error(what);
+  }
+}
+
+static std::optional<Bundle> load(const sycl::context& context, const sycl::device& device,
+                                  std::vector<char> bytes) {
+  try {
+    return syclex::get_kernel_bundle<sycl::bundle_state::executable>(
+        context, {device}, sycl::span<char>(bytes.data(), bytes.size()));
+  } catch (const sycl::exception&) {
+    return std::nullopt;  // a driver that does not take what it has made: it is made anew
+  }
+}
+
+static sycl::kernel make(const sycl::queue& queue, const Kernel& kernel, int64_t shared_bytes) {
+  const sycl::device device = queue.get_device();
+  const sycl::context context = queue.get_context();
+  check(device);
+  const std::string key = key_of(device, kernel, shared_bytes), folder = cache::folder();
+  if (auto bytes = cache::read(folder, key)) {
+    if (auto bundle = load(context, device, *std::move(bytes))) {
+      return bundle->ext_oneapi_get_kernel(kernel.name);
+    }
+  }
+  Bundle bundle = compile(context, device, kernel, shared_bytes);
+  cache::write(folder, key, bundle.ext_oneapi_get_content());
+  return bundle.ext_oneapi_get_kernel(kernel.name);
+}
+
+sycl::kernel kernel_for(const sycl::queue& queue, const Kernel& kernel, int64_t shared_bytes) {
+  // Whole pages, so that a kernel that is launched with many sizes is not compiled for each.
+  constexpr int64_t kPage = 4096;
+  const int64_t limit = static_cast<int64_t>(
+      queue.get_device().get_info<sycl::info::device::local_mem_size>());
+  const int64_t whole = std::max<int64_t>(ceil_div(shared_bytes, kPage) * kPage, 16);
+  const int64_t bytes = whole > limit ? shared_bytes : whole;
+  using Key = std::tuple<const Kernel*, int64_t, size_t, size_t>;
+  static std::mutex mutex;
+  static auto* known = new std::map<Key, sycl::kernel>;  // see queue_of()
+  const Key key{&kernel, bytes, std::hash<sycl::context>{}(queue.get_context()),
+                std::hash<sycl::device>{}(queue.get_device())};
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = known->find(key);
+  if (found == known->end()) {
+    found = known->emplace(key, make(queue, kernel, bytes)).first;
+  }
+  return found->second;
+}
+
+}  // namespace bnbx::gpu

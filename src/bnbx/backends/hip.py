@@ -1,0 +1,64 @@
+"""The kernels of AMD GPUs, whose devices a torch for ROCm calls ``cuda``."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from bnbx.backends.cuda import CudaBackend
+from bnbx.backends.loading import Found, OtherTorchError
+from bnbx.backends.paged_memory import PagedDevices
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+#: What the process has mapped into its memory; Linux has it.
+_MAPS = Path("/proc/self/maps")
+
+
+def find() -> Found | None:
+    """Return the module for a torch for ROCm; say why there is none if there could be one."""
+    is_installed = importlib.util.find_spec("bnbx._ext._hip") is not None
+    if torch.version.hip is None:
+        if not is_installed:
+            return None
+        raise OtherTorchError(f"torch {torch.__version__} is built without ROCm")
+    if not is_installed:
+        raise LookupError("this bnbx was built without them")
+    return Found("_hip", HipBackend, PagedDevices)
+
+
+class HipBackend(CudaBackend):
+    """The backend for CUDA, on what torch for ROCm gives the same names."""
+
+    #: kDLROCM.
+    dlpack_device = 10
+
+    def __init__(self, ext: ModuleType) -> None:
+        _check_runtime(ext.describe()["isa"], _MAPS.read_text() if _MAPS.exists() else "")
+        super().__init__(ext)
+
+    def capability(self, device: int) -> tuple[int, int]:  # noqa: ARG002 (all are alike)
+        """Return that of NVIDIA's GPUs without tensor cores: the kernels use no matrix cores.
+
+        So from a few rows of activations on, the weight is decoded first, for torch's product,
+        which does use them. From how many is reasoned, not measured.
+        """
+        return 0, 0
+
+
+def _check_runtime(toolkit: str, maps: str) -> None:
+    """Raise if the module has brought a second HIP runtime into the process.
+
+    A stream is an object of the runtime that made it: to another one, torch's mean nothing.
+    """
+    found = sorted(set(re.findall(r"\S*/libamdhip64\S*", maps)))
+    if len(found) > 1:
+        raise ImportError(
+            f"it was built with {toolkit}, torch for {torch.version.hip}, and each has loaded its "
+            f"own HIP runtime ({', '.join(found)}). Build bnbx with the ROCm release of torch"
+        )

@@ -1,0 +1,96 @@
+"""The kernels of Intel's GPUs, on the current queue of the device that a tensor is on."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bnbx.backends.loading import Found, OtherTorchError
+from bnbx.backends.native_grouped import NativeGroupedBackend
+from bnbx.backends.paged_memory import PagedDevices
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from torch import Tensor
+
+#: What the process has mapped into its memory; Linux has it.
+_MAPS = Path("/proc/self/maps")
+#: kDLOneAPI of DLPack.
+_DLPACK_XPU = 14
+#: From so many rows on, a 4-bit product decodes the weight once and leaves the product to torch,
+#: which has the matrix units. A guess: it has been measured on no GPU of Intel's.
+_DECODE_FIRST = 16
+
+
+def find() -> Found | None:
+    """Return the module for a torch for Intel's GPUs; say why there is none if there could be."""
+    is_installed = importlib.util.find_spec("bnbx._ext._sycl") is not None
+    if torch.version.xpu is None:
+        if not is_installed:
+            return None
+        raise OtherTorchError(f"torch {torch.__version__} is built without XPU")
+    if not is_installed:
+        raise LookupError("this bnbx was built without them")
+    return Found("_sycl", XpuBackend, PagedDevices)
+
+
+def _current_queue(tensor: Tensor) -> int:
+    queue: int = torch.xpu.current_stream(tensor.device).sycl_queue
+    return queue
+
+
+class XpuBackend(NativeGroupedBackend):
+    """The native backend; products with many rows are left to torch."""
+
+    def __init__(self, ext: ModuleType) -> None:
+        _check_libraries(_MAPS.read_text() if _MAPS.exists() else "")
+        super().__init__(ext, _current_queue, _DLPACK_XPU)
+
+    def _multiply_4bit(
+        self,
+        out: Tensor,
+        A: Tensor,
+        B: Tensor,
+        shapeB: Sequence[int],
+        absmax: Tensor,
+        blocksize: int,
+        quant_type: str,
+        bias: Tensor | None = None,
+        *nested: Any,
+        transposed: bool = False,
+    ) -> Tensor:
+        if math.prod(A.shape[:-1]) < _DECODE_FIRST:
+            call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
+            return super()._multiply_4bit(out, *call, transposed=transposed)
+        weight = A.new_empty(shapeB)
+        scales = self._scales(absmax, *nested)
+        self.dequantize_4bit(weight, B, scales, blocksize, quant_type, shapeB, A.dtype)
+        rows, products = A.reshape(-1, A.shape[-1]), out.view(-1, out.shape[-1])
+        weight = weight if transposed else weight.t()
+        # Autocast does not reach products into a given output.
+        if bias is None:
+            torch.mm(rows, weight, out=products)
+        else:
+            torch.addmm(bias, rows, weight, out=products)
+        return out
+
+
+def _check_libraries(maps: str) -> None:
+    """Raise if the module has brought a second library of SYCL into the process.
+
+    A queue is an object of the library that made it: to another one, torch's mean nothing.
+    """
+    found = sorted(set(re.findall(r"\S*/libsycl\.so\S*", maps)))
+    if len(found) > 1:
+        raise ImportError(
+            f"it and torch {torch.__version__} have each loaded a SYCL library of their own "
+            f"({', '.join(found)}). Build bnbx with that of torch, whose folder "
+            "-DBNBX_SYCL_ROOT names"
+        )
