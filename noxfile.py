@@ -57,6 +57,11 @@ QUICK_HIP_ARCHITECTURES = "gfx90a;gfx1100"
 HIP_WHEEL_LIMIT = 15_000_000
 #: What the session aarch64 runs -> the Debian package that has it.
 AARCH64_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
+#: What the session windows runs, likewise.
+WINDOWS_TOOLS = {
+    "x86_64-w64-mingw32-g++-posix": "g++-mingw-w64-x86-64-posix",
+    "/usr/lib/wine/wine64": "wine64",
+}
 #: Processors for qemu to emulate -> the best instruction set of each.
 AARCH64_PROCESSORS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod", "max": "neon_mmla"}
 
@@ -183,6 +188,16 @@ def aarch64(session: nox.Session) -> None:
         # processor lacks ends them.
         env = {"QEMU_CPU": processor, "BNBX_FORCE_ISA": isa}
         session.run("ctest", "--preset=aarch64", env=env)
+
+
+@nox.session
+def windows(session: nox.Session) -> None:
+    """Build the CPU kernels for Windows, without a warning, and run their C++ tests under Wine."""
+    need(session, WINDOWS_TOOLS)
+    session.install("cmake>=3.24", "ninja")
+    session.run("cmake", "--preset=windows", "-GNinja")
+    session.run("cmake", "--build", "--preset=windows")
+    session.run("ctest", "--preset=windows")
 
 
 @nox.session
@@ -342,7 +357,8 @@ def bench_compare(session: nox.Session) -> None:
     """Print bnbx, other libraries, dense torch and the machine's limits side by side.
 
     `-- --sweep` takes the shapes of models, `-- --deepspeed` has DeepSpeed's CPUAdam among the
-    peers, `-- --base REF` compares with another version of bnbx: the git revision REF.
+    peers, `-- --base REF` compares with another version of bnbx, the git revision REF, and fails if
+    an operation is more than 10% slower, beyond the noise of the same run.
     """
     install(session, "bench")
     if session.posargs[:1] != ["--base"]:
