@@ -10,6 +10,7 @@ import bnbx
 from bnbx import functional as F
 from bnbx.quantize import calibration
 from bnbx.quantize.gptq import with_error_feedback
+from bnbx.quantize.random_tokens import random_tokens
 
 
 class Block(nn.Module):
@@ -119,6 +120,53 @@ def test_a_model_without_a_stack():
     assert [layer.name for layer in report.layers] == ["0", "2"]
 
 
+class Reader(nn.Module):
+    """A language model as transformers has them, with a token that only a picture may have."""
+
+    class Config:
+        is_encoder_decoder = False
+        max_position_embeddings = 40
+
+        def to_dict(self):
+            return {"image_token_id": 5, "eos_token_id": [0, 1], "pad_token_id": None}
+
+        def get_text_config(self):
+            return self
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.config, self.stack = self.Config(), model()
+        self.embedding = nn.Embedding(50, 32)
+        with torch.no_grad():
+            self.embedding.weight *= torch.logspace(-1, 1, 32)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, ids):
+        if ids.eq(5).any():
+            raise RuntimeError("no picture for its token")
+        return self.stack(self.embedding(ids))
+
+
+def test_random_tokens_are_batches_that_need_no_text():
+    plain, given, other = Reader(), Reader(), Reader()
+    bnbx.quantize_(plain, scale_search=True, progress=False)
+    bnbx.quantize_(given, calibration="random", progress=False)
+    ids = random_tokens(other)
+    assert [batch.shape for batch in ids] == [(1, 40)] * 4
+    assert not set(torch.cat(ids).unique().tolist()) & {0, 1, 5}
+    assert len(torch.cat(ids).unique()) > 40
+    bnbx.quantize_(other, calibration=ids, calibration_method="imatrix", progress=False)
+    for a, b in zip(given.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+    exact, text = Reader(), torch.randint(6, 50, (20, 30))
+    errors = [(exact(text) - m(text)).square().mean().item() for m in (plain, given)]
+    assert 0 < errors[1] < errors[0]
+
+
 class Parallel(nn.Module):
     """A list of modules that is no chain: all get the same."""
 
@@ -161,6 +209,8 @@ def test_refusals():
     refuses("calibration: expected at least one batch", calibration=[])
     refuses("calibration: expected several batches", calibration=torch.randn(4, 8))
     refuses("calibration: expected batches that are", calibration=[3])
+    refuses("calibration: expected batches or 'random', got 'text.txt'", calibration="text.txt")
+    refuses("calibration: expected batches, because the model is no lang", calibration="random")
     refuses("calibration_method: expected one of", calibration_method="awq")
     refuses("calibration: expected None", kind="int8")
     refuses("calibration_method: expected the", calibration_method="imatrix", calibration=None)

@@ -58,21 +58,25 @@ class Variant:
 
 IMATRIX = {"calibration_method": "imatrix"}
 SEARCH = {"scale_search": True}
+RANDOM = {"calibration": "random"}
 NESTED = {"double_quant": True}
 VARIANTS = (
     Variant("int8", {"kind": "int8"}),
     Variant("NF4"),
     *(Variant(f"NF4, random signs {seed}", signs=seed) for seed in range(1, 4)),
     Variant("NF4, scale search", SEARCH),
+    Variant("NF4, random tokens", RANDOM),
     Variant("NF4, imatrix", IMATRIX, 4096),
     Variant("NF4, imatrix, more text", IMATRIX, 16384),
     Variant("NF4, GPTQ", tokens=16384),
     Variant("NF4, double quantization", NESTED),
     Variant("NF4, scale search, double quantization", {**SEARCH, **NESTED}),
+    Variant("NF4, random tokens, double quantization", {**RANDOM, **NESTED}),
     Variant("NF4, imatrix, double quantization", {**IMATRIX, **NESTED}, 4096),
     Variant("NF4, GPTQ, double quantization", NESTED, 16384),
     Variant("FP4", {"kind": "fp4"}),
     Variant("FP4, scale search", {"kind": "fp4", **SEARCH}),
+    Variant("FP4, random tokens", {"kind": "fp4", **RANDOM}),
     Variant("FP4, GPTQ", {"kind": "fp4"}, 16384),
 )
 

@@ -84,6 +84,16 @@ def test_calibration_is_that_of_quantize_(tmp_path, src, text, tokens, options):
     assert sorted(p.name for p in (tmp_path / "dst").iterdir()) == sorted(report.files)
 
 
+@pytest.mark.parametrize("options", [{}, {"calibration_method": "gptq"}])
+def test_random_tokens_need_no_text_and_no_tokenizer(tmp_path, src, options):
+    for file in src.glob("tokenizer*"):
+        file.unlink()
+    model = transformers.AutoModelForCausalLM.from_pretrained(src, dtype="auto").eval()
+    given = {"calibration": "random", **options}
+    quantize_checkpoint(src, tmp_path / "dst", progress=False, **given)
+    check_equal(load(tmp_path / "dst"), by_quantize_(model, **given))
+
+
 def test_skipped_layers_stay(tmp_path, src, text):
     given = {"calibration": text, "calibration_tokens": TOKENS, "progress": False}
     quantize_checkpoint(src, tmp_path / "dst", skip=["layers.0"], **given)
@@ -134,6 +144,10 @@ def test_conv1d(tmp_path, text):
         ({"calibration_tokens": 301}, "calibration_tokens: expected at most 300, got 301"),
         ({"calibration_tokens": 1}, "calibration_tokens: expected at least 2, got 1"),
         ({"calibration": "no.txt"}, "text: expected a file, got no.txt"),
+        (
+            {"calibration": "random"},
+            "calibration_tokens: expected the default, because 'random' is of fixed length, got",
+        ),
         (
             {"calibration": None, "calibration_tokens": 7},
             "calibration_tokens: expected the default, because there is no calibration, got 7",

@@ -15,6 +15,7 @@ from bnbx.checkpoint.text import load_tokenizer, read_tokens
 from bnbx.ops import error
 from bnbx.quantize import quantize_
 from bnbx.quantize.calibration import METHODS
+from bnbx.quantize.random_tokens import RANDOM, longest_window
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,24 +40,29 @@ class Calibration:
     Attributes
     ----------
     text
-        A UTF-8 file; no special tokens are added.
+        A UTF-8 file; no special tokens are added. None for tokens at random.
     settings
         The format.
     method
         As ``calibration_method`` of ``quantize_``.
     tokens
-        How many of the text's tokens are read.
+        How many of the text's tokens are read, by default ``DEFAULT_TOKENS``.
     """
 
-    text: Path
+    text: Path | None
     settings: Settings4bit
-    method: str = METHODS[-1]
-    tokens: int = DEFAULT_TOKENS
+    method: str | None = None
+    tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model."""
-        if self.method not in METHODS:
+        if self.method is not None and self.method not in METHODS:
             raise error("calibration_method", f"one of {METHODS}", repr(self.method))
+        if self.tokens is None:
+            return
+        if self.text is None:
+            expected = f"the default, because {RANDOM!r} is of fixed length"
+            raise error("calibration_tokens", expected, self.tokens)
         if self.tokens < 2:
             raise error("calibration_tokens", "at least 2", self.tokens)
 
@@ -87,12 +93,17 @@ class Calibration:
             got = f"layers from {weights.source}"
             hint = "Calibration runs the model: it needs transformers and config.json."
             raise error("calibration", "layers that the model has told", got, hint)
-        tokens = self._tokens(load_tokenizer(checkpoint.root, _NEEDS))
+        tokens = None
+        if self.text is not None:
+            tokens = _tokens(self.text, checkpoint, self.tokens or DEFAULT_TOKENS)
         for name in checkpoint.tensors:
             for piece in checkpoint.file_of(name).chunks(name):
                 check_finite(name, piece)
         model, settings = _load(checkpoint, weights), self.settings
-        windows = tokens.split(_longest_window(model))
+        batches: Any = RANDOM
+        if tokens is not None:
+            windows = tokens.split(longest_window(model, WINDOW))
+            batches = [{"input_ids": window.unsqueeze(0)} for window in windows]
         quantize_(
             model,
             settings.kind,
@@ -100,7 +111,7 @@ class Calibration:
             double_quant=settings.double_quant,
             blocksize=settings.blocksize,
             quant_storage=settings.storage_dtype,
-            calibration=[{"input_ids": window.unsqueeze(0)} for window in windows],
+            calibration=batches,
             calibration_method=self.method,
             progress=progress and sys.stderr.isatty(),
         )
@@ -111,12 +122,13 @@ class Calibration:
             entries[name] = settings.entries(name, weight.data, state)
         return entries
 
-    def _tokens(self, tokenizer: Any) -> Tensor:
-        tokens = read_tokens(tokenizer, self.text, self.tokens)
-        if len(tokens) < self.tokens:
-            hint = "Take a longer text, or fewer tokens."
-            raise error("calibration_tokens", f"at most {len(tokens)}", self.tokens, hint)
-        return tokens
+
+def _tokens(text: Path, checkpoint: Checkpoint, count: int) -> Tensor:
+    tokens = read_tokens(load_tokenizer(checkpoint.root, _NEEDS), text, count)
+    if len(tokens) < count:
+        hint = "Take a longer text, or fewer tokens."
+        raise error("calibration_tokens", f"at most {len(tokens)}", count, hint)
+    return tokens
 
 
 def _load(checkpoint: Checkpoint, weights: Weights) -> nn.Module:
@@ -154,8 +166,3 @@ def _replace_conv1d(model: nn.Module, name: str) -> None:
     new.bias = old.bias
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, new)
-
-
-def _longest_window(model: Any) -> int:
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return WINDOW if longest is None else min(WINDOW, longest)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bnbx.checkpoint.calibration import DEFAULT_TOKENS, Calibration
+from bnbx.checkpoint.calibration import Calibration
 from bnbx.checkpoint.formats import FORMATS, Settings4bit, Settings8bit
 from bnbx.checkpoint.job import Job
 from bnbx.checkpoint.layers import find_weights
@@ -17,6 +17,7 @@ from bnbx.checkpoint.output import check_new, check_space, staged
 from bnbx.checkpoint.report import CheckpointReport
 from bnbx.checkpoint.source import SUFFIX, Checkpoint
 from bnbx.ops import QUANT_TYPES_4BIT, error
+from bnbx.quantize.random_tokens import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +40,8 @@ def quantize_checkpoint(
     threshold: float = 6.0,
     scale_search: bool = False,
     calibration: Path | str | None = None,
-    calibration_method: str = "gptq",
-    calibration_tokens: int = DEFAULT_TOKENS,
+    calibration_method: str | None = None,
+    calibration_tokens: int | None = None,
     max_shard_size: int = DEFAULT_SHARD_SIZE,
     layers_from: str = "auto",
     progress: bool = True,
@@ -75,11 +76,12 @@ def quantize_checkpoint(
         4-bit only: as for ``quantize_4bit``. With ``calibration`` it always happens.
     calibration
         4-bit only: a UTF-8 file with text like that which the model will see. The model is loaded,
-        with its tokenizer, and reads the begin of it; see ``quantize_``.
+        with its tokenizer, and reads the begin of it; see ``quantize_``. ``"random"`` needs no text
+        and no tokenizer: token ids drawn at random.
     calibration_method
         As for ``quantize_``.
     calibration_tokens
-        How many tokens of the text are read.
+        How many tokens of the text are read; by default 16,384.
     max_shard_size
         Bytes of tensors in a file, unless a single layer needs more.
     layers_from
@@ -190,18 +192,15 @@ def make_settings(
 
 
 def _calibration(
-    settings: Settings, text: Path | str | None, method: str, tokens: int
+    settings: Settings, source: Path | str | None, method: str | None, tokens: int | None
 ) -> Calibration | None:
-    if text is None:
-        defaults = {
-            "calibration_method": (method, "gptq"),
-            "calibration_tokens": (tokens, DEFAULT_TOKENS),
-        }
-        for name, (value, default) in defaults.items():
-            if value != default:
+    if source is None:
+        for name, value in (("calibration_method", method), ("calibration_tokens", tokens)):
+            if value is not None:
                 raise error(name, "the default, because there is no calibration", value)
         return None
     if isinstance(settings, Settings8bit):
         expected = f"None, because {settings.kind!r} has no use for it"
-        raise error("calibration", expected, f"{text}")
-    return Calibration(Path(text), settings, method, tokens)
+        raise error("calibration", expected, f"{source}")
+    text = None if source == RANDOM else Path(source)
+    return Calibration(text, settings, method, tokens)

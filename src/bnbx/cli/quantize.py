@@ -13,6 +13,7 @@ from bnbx.checkpoint.layers import SOURCES
 from bnbx.cli.arguments import dtype, positive, size
 from bnbx.ops import BLOCKSIZES_4BIT
 from bnbx.quantize.calibration import METHODS
+from bnbx.quantize.random_tokens import RANDOM
 
 if TYPE_CHECKING:
     import argparse
@@ -74,17 +75,18 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments that say what the model reads while it is quantized."""
     parser.add_argument(
         "--calibrate",
-        type=Path,
         metavar="FILE",
-        help="4-bit: UTF-8 text that the model, which is loaded, reads while it is quantized",
+        help="4-bit: UTF-8 text that the model, which is loaded, reads while it is quantized; "
+        f"or {RANDOM!r}, for tokens drawn at random (a file of that name: ./{RANDOM})",
     )
     parser.add_argument(
-        "--calibration-method", choices=METHODS, default="gptq", help="default: gptq"
+        "--calibration-method",
+        choices=METHODS,
+        help=f"default: gptq, with {RANDOM!r} imatrix",
     )
     parser.add_argument(
         "--calibration-tokens",
         type=positive,
-        default=DEFAULT_TOKENS,
         metavar="N",
         help=f"of the text that are read; default: {DEFAULT_TOKENS}",
     )

@@ -20,6 +20,7 @@ from bnbx.quantize.calibration import calibrated
 from bnbx.quantize.experts import ExpertSettings
 from bnbx.quantize.gptq import quantize_with_moments
 from bnbx.quantize.plan import names_of_modules, plan
+from bnbx.quantize.random_tokens import RANDOM, random_tokens
 from bnbx.quantize.report import LayerReport, QuantizationReport
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def quantize_(
     threshold: float = 6.0,
     quant_storage: torch.dtype = torch.uint8,
     scale_search: bool = False,
-    calibration: Iterable[Any] | None = None,
-    calibration_method: str = "gptq",
+    calibration: Iterable[Any] | str | None = None,
+    calibration_method: str | None = None,
     untie: bool = False,
     progress: bool = True,
 ) -> QuantizationReport:
@@ -85,11 +86,13 @@ def quantize_(
         keywords, from which the layers learn what their inputs look like. A few thousand tokens of
         text like that which the model will see. A stack of blocks, as of a transformer, is
         quantized block by block, with inputs from blocks that are quantized already. Experts come
-        last; of them only the scales are searched.
+        last; of them only the scales are searched. ``"random"``, for a language model without a
+        text: 1,024 token ids drawn at random, always the same.
     calibration_method
         ``"gptq"``: rounding errors are made good by the weights that are rounded later (Frantar et
         al. 2022). ``"imatrix"``: scales are searched with errors weighted by the second moments of
-        the inputs; faster, with less memory.
+        the inputs; faster, with less memory. By default ``"gptq"`` with batches, ``"imatrix"`` with
+        random ids, which tell less.
     untie
         Whether to quantize weights tied to something that is not, which unties them. The other one
         stays in memory.
@@ -116,7 +119,7 @@ def quantize_(
     )
     if calibration is not None and kind == "int8":
         raise error("calibration", "None, because 'int8' has no use for it", "batches")
-    if calibration is None and calibration_method != "gptq":
+    if calibration is None and calibration_method is not None:
         expected = "the default, because there is no calibration"
         raise error("calibration_method", expected, repr(calibration_method))
     search = scale_search or calibration is not None
@@ -126,7 +129,8 @@ def quantize_(
     if calibration is not None:
         linear = [layer for layer in chosen if layer.is_linear]
         others = [layer for layer in chosen if not layer.is_linear]
-        calibrated_groups = calibrated(model, linear, calibration, calibration_method)
+        batches, method = _batches(model, calibration, calibration_method)
+        calibrated_groups = calibrated(model, linear, batches, method)
         groups = itertools.chain(calibrated_groups, [(others, {})])
     layers: list[LayerReport] = []
     done: dict[Any, QuantizedParameter] = {}
@@ -139,6 +143,17 @@ def quantize_(
                 layers += _quantize_experts(model, layer, experts)
             advance()
     return QuantizationReport(tuple(layers), skipped, unused)
+
+
+def _batches(
+    model: Module, calibration: Iterable[Any] | str, method: str | None
+) -> tuple[Iterable[Any], str]:
+    """Return what a calibration reads, and what is made of it."""
+    if not isinstance(calibration, str):
+        return calibration, method or "gptq"
+    if calibration != RANDOM:
+        raise error("calibration", f"batches or {RANDOM!r}", repr(calibration))
+    return random_tokens(model), method or "imatrix"
 
 
 def dequantize_(model: Module, dtype: torch.dtype | None = None) -> Module:
