@@ -36,11 +36,11 @@ class Faulty:
         """Another dtype than the one that is asked for."""
         return reference.dequantize_blockwise(A, absmax, code, blocksize, torch.float32)
 
-    def optimizer_update_32bit(self, name, g, p, *others, **named):
+    def optimizer_update_32bit(self, optimizer_name, g, p, *others, **named):
         """The states of Lion stay as they are."""
         state1 = [state.clone() for state in others[0]]
-        reference.optimizer_update_32bit(name, g, p, *others, **named)
-        if name == "lion":
+        reference.optimizer_update_32bit(optimizer_name, g, p, *others, **named)
+        if optimizer_name == "lion":
             for state, old in zip(others[0], state1, strict=True):
                 state.copy_(old)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map_only
+from typing_extensions import Self
 
 NAME = "npu"
 
@@ -24,7 +25,7 @@ class DeviceTensor(Tensor):
     memory: Tensor
 
     @staticmethod
-    def __new__(cls, memory: Tensor) -> DeviceTensor:
+    def __new__(cls, memory: Tensor) -> Self:
         place = (memory.size(), memory.stride(), memory.storage_offset())
         self = Tensor._make_wrapper_subclass(cls, *place, dtype=memory.dtype, device=f"{NAME}:0")
         self.memory = memory
@@ -60,9 +61,11 @@ def on_memory(func: Any, *args: Any, **kwargs: Any) -> Any:
     result = func(*args, **kwargs)
     if device.type != NAME:
         return result
-    return tree_map_only(
-        Tensor, lambda t: given[id(t)] if id(t) in given else DeviceTensor(t), result
-    )
+
+    def back(tensor: Tensor) -> Tensor:
+        return given[id(tensor)] if id(tensor) in given else DeviceTensor(tensor)
+
+    return tree_map_only(Tensor, back, result)
 
 
 def function_of(operation: str) -> Any:
