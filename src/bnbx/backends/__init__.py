@@ -96,7 +96,10 @@ def _is_switched_off() -> bool:
 
 
 def _load(
-    module: str, device: str, backend_of: Callable[[ModuleType], NativeBackend | MetalBackend], **details: Any
+    module: str,
+    device: str,
+    backend_of: Callable[[ModuleType], NativeBackend | MetalBackend],
+    **details: Any,
 ) -> Backend:
     """Load a module of ``bnbx._ext`` and register its operations; on failure warn and go on."""
     name = module.removeprefix("_")
