@@ -17,7 +17,7 @@ from .documents import ROOT
 SITE = ROOT / "build" / "site"
 MODULES = [
     *("bnbx", "bnbx.quantize", "bnbx.codebooks", "bnbx.checkpoint", "bnbx.evaluation"),
-    "bnbx.nn.parametrize",
+    *("bnbx.backends", "bnbx.nn.parametrize"),
     *(f"bnbx.{name}" for name in bnbx.__all__ if isinstance(getattr(bnbx, name), types.ModuleType)),
 ]
 

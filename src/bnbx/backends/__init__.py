@@ -10,7 +10,7 @@ from bnbx.backends import cpu, cuda_modules, hip, metal, xpu
 from bnbx.backends.loading import Kernels, load
 from bnbx.backends.registry import BACKENDS, Backend, register, unregister
 
-__all__ = ["BACKENDS", "KERNELS", "Backend", "register", "unregister"]
+__all__ = ["BACKENDS", "Backend", "register", "unregister"]
 
 #: A line for each folder in ``kernels/`` that is a backend.
 KERNELS = (

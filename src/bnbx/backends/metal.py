@@ -33,7 +33,7 @@ _PATTERNS, _SPAN, _COUNTED = 1 << 16, 1 << 30, 64
 
 
 def find() -> Found | None:
-    """Return the module for a torch for Apple's GPUs; say why there is none if there could be one."""
+    """Return the module for a torch for Apple's GPUs; say why there is none if there could be."""
     found = Found("_metal", MetalBackend)
     return find_module(found, "MPS", fits_torch=torch.backends.mps.is_built())
 

@@ -369,9 +369,9 @@ def int8_linear(
 def estimate_quantiles(A: Tensor, offset: float, num_quantiles: int) -> Tensor:
     values = A.flatten().float().sort().values
     shares = torch.linspace(offset, 1.0 - offset, num_quantiles, dtype=torch.float64)
-    ranks = (shares * (values.numel() - 1)).to(A.device)
-    low, high = values[ranks.floor().long()], values[ranks.ceil().long()]
-    quantiles = torch.lerp(low, high, (ranks - ranks.floor()).float())
+    ranks = shares * (values.numel() - 1)  # on the CPU: not every device has float64
+    low, high = (values[each.long().to(A.device)] for each in (ranks.floor(), ranks.ceil()))
+    quantiles = torch.lerp(low, high, (ranks - ranks.floor()).float().to(A.device))
     # Equal neighbours may be infinite, whose difference is NaN. NaN are sorted to the end.
     return torch.where(low == high, low, quantiles).where(~values[-1].isnan(), math.nan)
 

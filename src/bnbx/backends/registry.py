@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bnbx import ops
+from bnbx.ops import error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +133,7 @@ def register(device_type: str, implementation: Any, *, name: str | None = None) 
     _check_device_type(device_type)
     name = device_type if name is None else name
     if any(backend.name == name for backend in BACKENDS):
-        raise ops.error("name", "a name that no backend has yet", repr(name))
+        raise error("name", "a name that no backend has yet", repr(name))
     functions = _functions_of(implementation)
     library = torch.library.Library("bnbx", "FRAGMENT")  # noqa: TOR901 (kept until unregister)
     backend = Backend(name, device_type, tuple(functions))
@@ -156,7 +157,7 @@ def unregister(device_type: str) -> None:
     """
     if device_type not in _REGISTERED:
         expected = f"one that register was given, of {tuple(_REGISTERED)}"
-        raise ops.error("device_type", expected, repr(device_type))
+        raise error("device_type", expected, repr(device_type))
     backend, library = _REGISTERED.pop(device_type)
     BACKENDS.remove(backend)
     library._destroy()  # noqa: SLF001
@@ -168,15 +169,15 @@ def _check_device_type(device_type: str) -> None:
     except RuntimeError as failure:
         expected = "a device type that this torch knows"
         hint = "Name it first, with torch.utils.rename_privateuse1_backend."
-        raise ops.error("device_type", expected, repr(device_type), hint) from failure
+        raise error("device_type", expected, repr(device_type), hint) from failure
     if known.index is not None or known.type == "meta":
         expected = "the type of a device that holds data, without an index"
-        raise ops.error("device_type", expected, repr(device_type))
+        raise error("device_type", expected, repr(device_type))
     for backend in BACKENDS:
         if backend.device_type == device_type and not backend.reason:
             expected = "a device type that no other backend serves"
             got = f"{device_type!r}, which {backend.name!r} serves"
-            raise ops.error("device_type", expected, got)
+            raise error("device_type", expected, got)
 
 
 def _functions_of(implementation: Any) -> dict[str, Callable[..., Any]]:
@@ -192,12 +193,12 @@ def _functions_of(implementation: Any) -> dict[str, Callable[..., Any]]:
             hint = f"Did you mean {close[0]}? " if close else ""
             hint += "Names of helpers begin with an underscore."
             expected = "functions named like an operation of bnbx"
-            raise ops.error("implementation", expected, repr(name), hint)
+            raise error("implementation", expected, repr(name), hint)
         _check_parameters(name, function, operations[name])
         found[operations[name]] = function
     if not found:
         expected = "at least one function named like an operation, such as gemm_4bit"
-        raise ops.error("implementation", expected, f"none in {implementation!r}")
+        raise error("implementation", expected, f"none in {implementation!r}")
     return {name: found[name] for name in ops.CONTRACTS if name in found}
 
 
@@ -219,4 +220,4 @@ def _check_parameters(name: str, function: Callable[..., Any], operation: str) -
         fits = False
     if not fits:
         expected = f"the parameters ({', '.join([*in_order, *('*, ' + n for n in by_name)])})"
-        raise ops.error(f"implementation.{name}", expected, signature)
+        raise error(f"implementation.{name}", expected, signature)
