@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+#: The bytes of a storage, and those of its copy on the device, by the storage.
+Copies = dict[int, tuple[Tensor, Tensor]]
+
+
 class OnDevice(TorchDispatchMode):
     """While it is entered, the operations of bnbx run on ``device`` with tensors of the CPU."""
 
@@ -34,7 +38,7 @@ class OnDevice(TorchDispatchMode):
         if func.namespace != "bnbx":
             return func(*args, **kwargs)
         self.calls += 1
-        copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
+        copies: Copies = {}
 
         def there(tensor: Tensor) -> Tensor:
             return self._copy(tensor, copies)
@@ -45,11 +49,7 @@ class OnDevice(TorchDispatchMode):
             original.copy_(copy)
         return result
 
-    def _copy(
-        self,
-        tensor: Tensor,
-        copies: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]],
-    ) -> Tensor:
+    def _copy(self, tensor: Tensor, copies: Copies) -> Tensor:
         """Return a tensor on the device that lies in a copy of the whole storage.
 
         So it has the strides and the alignment of the original, and tensors that share memory
@@ -60,9 +60,8 @@ class OnDevice(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in copies:
-            copy = torch.UntypedStorage(storage.nbytes(), device=self.device)
-            copy.copy_(storage)
-            copies[key] = storage, copy
-        empty = torch.empty(0, dtype=tensor.dtype, device=self.device)
-        place = (tensor.storage_offset(), tensor.size(), tensor.stride())
-        return empty.set_(copies[key][1], *place)
+            memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+            copies[key] = memory, memory.to(self.device, copy=True)
+        memory = copies[key][1]
+        whole = memory[: memory.numel() // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
+        return whole.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())

@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 _MANY_ROWS = {torch.float32: 192, torch.float16: 65, torch.bfloat16: 65}
 #: Instruction sets with products of bfloat16 matrices.
 _WITH_TILES = ("amx", "neon_mmla")
+#: What ``python -m bnbx`` says of it.
+NOTE = (
+    f"torch multiplies {_MANY_ROWS[torch.float32]} rows of float32, {_MANY_ROWS[torch.float16]} of "
+    "16 bits, or more, by 4-bit weights; not bfloat16 where there are tiles for it"
+)
 #: Of a decoded slice of the weight.
 _SLICE_BYTES = 16 << 20
 
@@ -45,7 +50,7 @@ def find() -> Found:
         return Found("_sycl", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
     if os.environ.get("BNBX_METAL_EMULATOR") == "1":
         return Found("_metal_emulator", metal.emulated)
-    return Found("_cpu", CpuBackend)
+    return Found("_cpu", CpuBackend, details={"note": NOTE})
 
 
 class CpuBackend(NativeGroupedBackend):

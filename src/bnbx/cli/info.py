@@ -12,6 +12,7 @@ import torch
 import bnbx
 from bnbx import ops
 from bnbx.backends import BACKENDS
+from bnbx.table import table
 
 if TYPE_CHECKING:
     import argparse
@@ -68,25 +69,40 @@ def _backend_line(backend: dict[str, Any]) -> str:
         line += f", {backend['isa']} (available: {', '.join(backend['available_isas'])})"
     if "choice" in backend:
         line += f": {backend['choice']}"
+    if "note" in backend:
+        line += f"\n{'':13}{backend['note']}"
     return line
 
 
 def render(report: dict[str, Any]) -> str:
     """Return the report as text for a terminal."""
-    names = [backend["name"] for backend in report["backends"]]
-    width = max(map(len, report["operations"]))
     versions = ("bnbx", "torch", "numpy", "python")
-    lines = [
-        ", ".join(f"{name} {report[name]}" for name in versions),
-        f"{report['platform']}, {report['threads']} threads",
-        *(f"{key}={value}" for key, value in report["environment"].items()),
-        "",
-        "Backends",
-        *(_backend_line(backend) for backend in report["backends"]),
-        "",
-        f"{'Operations':<{width + 2}}" + "".join(f"{name:>11}" for name in names),
-    ]
+    return "\n".join(
+        [
+            ", ".join(f"{name} {report[name]}" for name in versions),
+            f"{report['platform']}, {report['threads']} threads",
+            *(f"{key}={value}" for key, value in report["environment"].items()),
+            "",
+            "Backends",
+            *map(_backend_line, report["backends"]),
+            "",
+            _operations(report),
+        ]
+    )
+
+
+def _operations(report: dict[str, Any]) -> str:
+    """Return who serves what on the devices of the backends."""
+    backends = report["backends"]
+    rows = [("Operations", *(backend["name"] for backend in backends))]
     for operation, implemented in report["operations"].items():
-        marks = "".join(f"{'yes' if name in implemented else '-':>11}" for name in names)
-        lines.append(f"  {operation:<{width}}{marks}")
-    return "\n".join(lines)
+        cells = (_cell(backend, implemented) for backend in backends)
+        rows.append((f"  {operation}", *cells))
+    return table(rows, left=1)
+
+
+def _cell(backend: dict[str, Any], implemented: list[str]) -> str:
+    if backend["name"] in implemented:
+        return "yes"
+    # In either case the reference is what runs on tensors of the device.
+    return "reference" if backend["loaded"] else "not loaded"

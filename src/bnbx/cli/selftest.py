@@ -86,7 +86,7 @@ def _default_devices() -> list[str]:
 def _check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as failure:
+    except (RuntimeError, AssertionError, ImportError) as failure:
         reason = str(failure).partition("\n")[0]
         raise error(
             "--device", "a device that this torch can use", f"{device!r}: {reason}"

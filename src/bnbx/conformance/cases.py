@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 SEED = 20_240_707
 #: Nothing, less than a vector, partial vectors and blocks.
-SIZES = (0, 1, 2, 17, 63, 64, 65, 1001)
+SIZES = (0, 1, 2, 17, 63, 64, 65, 1001, 20_001)
+QUICK_SIZES = (0, 63, 1001)
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 #: (M, N, K): below and above the tiles of kernels, rows that begin in the middle of a byte or of a
 #: block, nothing.
@@ -93,7 +94,7 @@ def _values(size: int | tuple[int, ...], dtype: torch.dtype, scale: float = 1.0)
 
 def _inputs(dtype: torch.dtype, quick: bool) -> Inputs:
     """Return what is to be quantized: its name, values, the blocksize and the 4-bit type."""
-    for size in SIZES[:: 3 if quick else 1]:
+    for size in QUICK_SIZES if quick else SIZES:
         yield f"{size} elements", _values(size, dtype), 64, "nf4"
     every = itertools.product(BLOCKSIZES_4BIT, QUANT_TYPES_4BIT)
     for blocksize, quant_type in itertools.islice(every, 0, None, 5 if quick else 1):
