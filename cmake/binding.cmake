@@ -10,7 +10,7 @@ function(bnbx_add_binding module library binding)
     COMMAND "${Python_EXECUTABLE}" -m cython --cplus --module-name "bnbx._ext.${module}"
             "${folder}/${binding}.pyx" --output-file "${source}"
     DEPENDS "${folder}/${binding}.pyx" "${folder}/backend.pyx" "${folder}/dlpack.pxd"
-            "${folder}/kernels.pxd" "${folder}/paged_memory.pxd"
+            "${folder}/kernels.pxd" "${folder}/paged_memory.pxd" "${folder}/metal_host.pxi"
     COMMENT "Generating ${module}.cxx from ${binding}.pyx"
     VERBATIM)
   python_add_library(${module} MODULE "${source}" WITH_SOABI

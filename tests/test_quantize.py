@@ -378,6 +378,23 @@ def test_a_linear_layer_alone_is_refused() -> None:
         dequantize_(nn.LinearNF4(4, 4).to("cpu"))
 
 
+def test_dequantize_after_loading_codes_takes_the_dtype_of_the_other_parameters() -> None:
+    """The int8 format does not say what the weights were."""
+
+    def layers(linear):
+        return torch.nn.Sequential(torch.nn.LayerNorm(64), linear).bfloat16()
+
+    source = layers(torch.nn.Linear(64, 4, bias=False))
+    quiet(source, "int8")
+    model = layers(nn.Linear8bitLt(64, 4, bias=False, has_fp16_weights=False))
+    with torch.device("meta"):
+        model[1].weight = nn.Int8Params(torch.empty(4, 64, dtype=torch.int8))
+    model.load_state_dict(source.state_dict(), assign=True)
+    x = torch.randn(2, 64, dtype=torch.bfloat16)
+    assert dequantize_(model)(x).dtype == torch.bfloat16
+    assert torch.equal(model[1].weight, dequantize_(source)[1].weight)
+
+
 def test_dequantize_to_a_dtype_and_without_quantized_layers() -> None:
     for kind in KINDS:
         model = torch.nn.Sequential(torch.nn.Linear(64, 4).bfloat16())

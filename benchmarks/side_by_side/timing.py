@@ -65,7 +65,7 @@ class Times:
     samples: int
 
 
-class _Sampler:
+class Sampler:
     """The samples of one side."""
 
     def __init__(self, call: Call, settings: Settings) -> None:
@@ -90,10 +90,13 @@ class _Sampler:
             function()
         return (self._clock() - start) / self._repeats
 
-    def sample(self) -> None:
+    def sample(self) -> float:
+        """Time the call once more, and return the seconds."""
         self._seconds.append(self._time())
+        return self._seconds[-1]
 
     def times(self) -> Times:
+        """Return what the samples say."""
         return Times(statistics.median(self._seconds), min(self._seconds), len(self._seconds))
 
 
@@ -107,7 +110,7 @@ def interleaved(calls: Mapping[str, Call], settings: Settings) -> dict[str, Time
 
     A busy neighbour slows a whole round, so that the ratio of two medians holds on a noisy machine.
     """
-    samplers = {name: _Sampler(call, settings) for name, call in calls.items()}
+    samplers = {name: Sampler(call, settings) for name, call in calls.items()}
     order = list(samplers.values())
     for index in range(settings.rounds):
         for sampler in order:

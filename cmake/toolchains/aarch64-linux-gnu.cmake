@@ -12,3 +12,8 @@ set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
 set(CMAKE_CROSSCOMPILING_EMULATOR qemu-aarch64 -L /usr/aarch64-linux-gnu)
+if(SKBUILD)
+  # This machine's Python stands in for the other's, of which a wheel needs only the headers; CMake
+  # would start it in the emulator (CMP0190). `env` starts it as it is.
+  set(CMAKE_CROSSCOMPILING_EMULATOR env)
+endif()

@@ -10,5 +10,7 @@ set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
 # Windows aligns stacks to 16 bytes, and this compiler does not align them further (GCC bug 54412),
 # but takes its vectors there for aligned. MSVC and clang do it right.
 set(CMAKE_CXX_FLAGS_INIT -Wa,-muse-unaligned-vector-move)
-set(CMAKE_EXE_LINKER_FLAGS_INIT -static)  # no libraries of the compiler beside the tests
+# No libraries of the compiler beside the tests.
+set(CMAKE_EXE_LINKER_FLAGS_INIT -static)
+set(OpenMP_gomp_LIBRARY gomp CACHE STRING "Without a path, so that the linker takes the static one")
 set(CMAKE_CROSSCOMPILING_EMULATOR /usr/lib/wine/wine64)

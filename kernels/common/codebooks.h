@@ -16,15 +16,25 @@ struct Codebook4 {
   float bounds[15];     // half-way between the i-th and the (i+1)-th smallest
 };
 
+// The boundary above the i-th smallest entry.
+BNBX_INLINE constexpr float boundary(BNBX_CONSTANT_OF Codebook4& book, int i) {
+  return (book.values[book.code_at[i]] + book.values[book.code_at[i + 1]]) / 2.0f;
+}
+
+// Metal cannot initialize a constant by a function: there, boundaries are computed when they are
+// asked for.
+#if defined(__METAL_VERSION__)
+#define BNBX_WITH_BOUNDS(...) __VA_ARGS__
+#else
+#define BNBX_WITH_BOUNDS(...) with_bounds(__VA_ARGS__)
+
 BNBX_INLINE constexpr Codebook4 with_bounds(Codebook4 book) {
-  for (int i = 0; i < 15; ++i) {
-    book.bounds[i] = (book.values[book.code_at[i]] + book.values[book.code_at[i + 1]]) / 2.0f;
-  }
+  for (int i = 0; i < 15; ++i) book.bounds[i] = boundary(book, i);
   return book;
 }
 
 // The type whose values ascend with the code: `map` has 16 of them.
-BNBX_INLINE Codebook4 ascending_codebook(const BNBX_THREAD float* map) {
+BNBX_INLINE Codebook4 ascending_codebook(const float* map) {
   Codebook4 book{};
   for (int i = 0; i < 16; ++i) {
     book.values[i] = map[i];
@@ -32,9 +42,10 @@ BNBX_INLINE Codebook4 ascending_codebook(const BNBX_THREAD float* map) {
   }
   return with_bounds(book);
 }
+#endif
 
 // Dettmers et al. 2023, QLoRA, appendix E.
-BNBX_CONSTANT Codebook4 kNF4 = with_bounds({
+BNBX_CONSTANT Codebook4 kNF4 = BNBX_WITH_BOUNDS({
     {-1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
      -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
      0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
@@ -44,7 +55,7 @@ BNBX_CONSTANT Codebook4 kNF4 = with_bounds({
 });
 
 // Sign, two exponent bits, one mantissa bit. Codes 0 and 8 are both zero.
-BNBX_CONSTANT Codebook4 kFP4 = with_bounds({
+BNBX_CONSTANT Codebook4 kFP4 = BNBX_WITH_BOUNDS({
     {0.0f, 0.0625f / 12, 8.0f / 12, 1.0f, 4.0f / 12, 6.0f / 12, 2.0f / 12, 3.0f / 12, 0.0f,
      -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12},
     {11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3},

@@ -10,10 +10,12 @@
 #if defined(__METAL_VERSION__)
 #define BNBX_THREAD thread
 #define BNBX_CONSTANT static constant constexpr
+#define BNBX_CONSTANT_OF constant
 #define BNBX_NO_DOUBLE
 #else
 #define BNBX_THREAD
 #define BNBX_CONSTANT static constexpr
+#define BNBX_CONSTANT_OF const
 #endif
 
 #if defined(__CUDACC__) || defined(__HIPCC__)

@@ -4,13 +4,6 @@
 namespace bnbx {
 namespace gpu {
 
-// Tiles that decode in registers, by rows of activations. Few rows: narrow tiles, so that a weight
-// of 4096 rows makes 64 blocks, and deep ones, so that each has enough bytes on their way.
-using Operands8 = OperandTile<4, 1, 1, 8, 256>;
-using Operands16 = OperandTile<4, 2, 1, 8, 256>;
-using Operands32 = OperandTile<2, 4, 4, 2, 128>;
-using Operands64 = OperandTile<2, 8, 4, 2, 128>;
-
 // Tiles that decode into shared memory: for weights that are not aligned, for devices where the
 // others do not fit, and for more rows.
 using Tile32 = Tile<32, 32, 128, 2, 2, 2, 16>;
@@ -36,7 +29,7 @@ static bool decodes_in_registers(const Product4& p) {
     static_assert(TileMemory<T, Operands16>::bytes(2) <= kAsyncShared);
     static_assert(TileMemory<T, Operands32>::bytes(2) <= kAsyncShared);
     static_assert(TileMemory<T, Operands64>::bytes(2) <= kAsyncShared);
-    return p.aligned_weight && rows_per_weight(p) <= kOperandsMost &&
+    return p.aligned_rows && p.aligned_weight && rows_per_weight(p) <= kOperandsMost &&
            shared_limit() >= kAsyncShared;
   }
   return false;
@@ -98,9 +91,9 @@ int64_t gemm_4bit_workspace(DType dtype, int64_t M, int64_t N, int64_t K) {
   auto p = gpu::sizes_of_product(M, N, K);
   int64_t sums = 0;
   gpu::with_type(dtype, [&](auto type) {
-    // Whether the weight is aligned is not known yet.
+    // Whether the operands are aligned is not known yet.
     for (const bool aligned : {false, K % gpu::kUnit == 0}) {
-      p.aligned_weight = aligned;
+      p.aligned_rows = p.aligned_weight = aligned;
       if (M <= gpu::gemv_most<decltype(type)>(p)) continue;
       gpu::with_tile(p, type, [&](auto tile) {
         sums = std::max(sums, gpu::count_sums<decltype(type), decltype(tile), false>(p));

@@ -39,8 +39,8 @@ template <class T, int... kNumbers>
 struct TileMemory<T, OperandTile<kNumbers...>> {
   using Tile = OperandTile<kNumbers...>;
   static constexpr int64_t kScales = WordTable<T>::kBytes;
-  static constexpr int64_t kScaleSet = Tile::kRowUnits * Tile::kScaleStride;  // floats
-  static constexpr int64_t kCodes = kScales + 2 * 4 * kScaleSet;
+  static constexpr int64_t kScaleSet = Tile::kRowUnits * Tile::kScaleStride * 4;
+  static constexpr int64_t kCodes = kScales + 2 * kScaleSet;
   static constexpr int64_t kStageB = Tile::kWidth * Tile::kCodeStride;
   static constexpr int64_t kStage = kStageB + Tile::kRows * Tile::kStride * 2;
   static constexpr int64_t kSums = Tile::kAlong * Tile::kRows * Tile::kSumStride * 4;
@@ -50,8 +50,9 @@ struct TileMemory<T, OperandTile<kNumbers...>> {
   }
 };
 
-// What a thread brings of each step: the units of every kUnitRows-th row of the weight, and 16
-// bytes of every kVectorRows-th row of activations.
+// What a thread brings of each step: the units of every kUnitRows-th row of the weight with their
+// scales, and 16 bytes of every kVectorRows-th row of activations. Codes and activations come some
+// steps before the scales.
 template <class T, class Tile>
 struct OperandStage {
   static constexpr int kUnitRows = Tile::kThreads / Tile::kRowUnits;
@@ -61,71 +62,74 @@ struct OperandStage {
   static constexpr int kVectors = Tile::kRows / kVectorRows;
   static_assert(kUnits * kUnitRows == Tile::kWidth && kVectors * kVectorRows == Tile::kRows);
 
-  const Product4& p;
-  int unit, unit_row, vector, vector_row;
-  int units, vectors;    // that are inside of the matrices
-  const uint8_t* codes;  // of this thread's first unit at the depth 0
-  const T* A;            // of its first vector there
+  // Steps of the depth at which this thread's units, and its vectors, lie inside of the matrices;
+  // and how many of its rows do.
+  int unit_steps, vector_steps, units, vectors;
+  int codes_at, A_at, scales_at;  // where they go, in bytes from the start of a step's
+  const uint8_t* codes;           // the first of the next step
+  const T* A;
+  int64_t element;  // the first of the next scales' units within the weight
   RawScale scales[kUnits];
 
-  __device__ OperandStage(const Product4& product, const RowTile& rows, int64_t first)
-      : p(product) {
+  __device__ OperandStage(const Product4& p, const RowTile& rows, int64_t first, int step) {
     const int thread = static_cast<int>(threadIdx.x);
-    unit = thread % Tile::kRowUnits, unit_row = thread / Tile::kRowUnits;
-    vector = thread % kRowVectors, vector_row = thread / kRowVectors;
-    units = count_inside(p.N - first - unit_row, kUnitRows, kUnits);
-    vectors = count_inside(rows.end - rows.begin - vector_row, kVectorRows, kVectors);
-    codes = p.B + ((rows.expert * p.N + first + unit_row) * p.K + unit * kUnit) / 2;
-    A = static_cast<const T*>(p.A) + (rows.begin + vector_row) * p.K + vector * kVector;
+    const int unit = thread % Tile::kRowUnits, unit_row = thread / Tile::kRowUnits;
+    const int vector = thread % kRowVectors, vector_row = thread / kRowVectors;
+    unit_steps = count_inside(p.K - unit * kUnit, Tile::kDepth);
+    vector_steps = count_inside(p.K - vector * kVector, Tile::kDepth);
+    units = count_inside(p.N - first - unit_row, kUnitRows);
+    vectors = count_inside(rows.end - rows.begin - vector_row, kVectorRows);
+    codes_at = unit_row * Tile::kCodeStride + unit * (kUnit / 2);
+    A_at = (vector_row * Tile::kStride + vector * kVector) * 2;
+    scales_at = (unit * Tile::kScaleStride + unit_row) * 4;
+    const int64_t depth0 = int64_t{step} * Tile::kDepth;
+    element = (rows.expert * p.N + first + unit_row) * p.K + unit * kUnit + depth0;
+    codes = p.B + element / 2;
+    A = static_cast<const T*>(p.A) + (rows.begin + vector_row) * p.K + vector * kVector + depth0;
   }
 
-  // Starts the copies of a step. What lies outside of the matrices is left as it is: nobody
+  // Starts the copies of the next step. What lies outside of the matrices is left as it is: nobody
   // multiplies units behind the depth, and nobody writes what comes of other rows.
-  __device__ void copy(int64_t depth0, unsigned char* to_codes, T* to_A) const {
-    if (depth0 + unit * kUnit < p.K) {
-      const uint8_t* from = codes + depth0 / 2;
-      to_codes += unit_row * Tile::kCodeStride + unit * (kUnit / 2);
+  __device__ void copy(const Product4& p, int step, unsigned char* to_codes, unsigned char* to_A) {
+    if (step < unit_steps) {
       for (int i = 0; i < kUnits; ++i) {
-        if (i < units) copy_async_16(to_codes + i * kUnitRows * Tile::kCodeStride, from);
-        from += kUnitRows / 2 * p.K;
+        if (i >= units) continue;
+        copy_async_16(to_codes + codes_at + i * kUnitRows * Tile::kCodeStride,
+                      codes + i * (kUnitRows / 2) * p.K);
       }
     }
-    if (depth0 + vector * kVector < p.K) {
-      const T* from = A + depth0;
-      to_A += vector_row * Tile::kStride + vector * kVector;
+    if (step < vector_steps) {
       for (int i = 0; i < kVectors; ++i) {
-        if (i < vectors) copy_vector(to_A + i * kVectorRows * Tile::kStride, from);
-        from += kVectorRows * p.K;
+        if (i >= vectors) continue;
+        copy_async_16(to_A + A_at + i * kVectorRows * Tile::kStride * 2, A + i * kVectorRows * p.K);
       }
     }
+    codes += Tile::kDepth / 2;
+    A += Tile::kDepth;
   }
 
-  __device__ void load_scales(int64_t depth0) {
-    if (depth0 + unit * kUnit >= p.K) return;
-    const int64_t element = (codes - p.B) * 2 + depth0;
-    for (int i = 0; i < kUnits; ++i) {
-      if (i < units) scales[i] = load_scale(p.scales, element + i * kUnitRows * p.K);
+  __device__ void load_scales(const Product4& p, int step) {
+    if (step < unit_steps) {
+      for (int i = 0; i < kUnits; ++i) {
+        if (i < units) scales[i] = load_scale(p.scales, element + i * kUnitRows * p.K);
+      }
     }
+    element += Tile::kDepth;
   }
 
-  __device__ void store_scales(int64_t depth0, float* to) const {
-    if (depth0 + unit * kUnit >= p.K) return;
-    to += unit * Tile::kScaleStride + unit_row;
+  __device__ void store_scales(const Product4& p, int step, unsigned char* to) const {
+    if (step >= unit_steps) return;
     for (int i = 0; i < kUnits; ++i) {
-      if (i < units) to[i * kUnitRows] = finish_scale(p.scales, scales[i]);
+      if (i >= units) continue;
+      *reinterpret_cast<float*>(to + scales_at + i * kUnitRows * 4) =
+          finish_scale(p.scales, scales[i]);
     }
   }
 
  private:
-  // How many of `most` rows, `step` apart, are before the last of `left` ones.
-  __device__ static int count_inside(int64_t left, int step, int most) {
-    if (left <= 0) return 0;
-    return left > int64_t{most - 1} * step ? most : static_cast<int>((left - 1) / step) + 1;
-  }
-
-  __device__ void copy_vector(T* to, const T* from) const {
-    if (p.aligned_rows) return copy_async_16(to, from);
-    for (int e = 0; e < kVector; ++e) to[e] = from[e];
+  // How many numbers below `left` there are among 0, step, 2 step and so on.
+  __device__ static int count_inside(int64_t left, int step) {
+    return left <= 0 ? 0 : static_cast<int>((left - 1) / step) + 1;
   }
 };
 
@@ -135,22 +139,25 @@ struct OperandMultiplier {
   float sums[Tile::kLeft][Tile::kRight][4] = {};
   WordTable<T> table;
   int lane, width, along;
+  int codes_at, A_at, scales_at;  // of this thread in what its group multiplies, in bytes
 
   __device__ explicit OperandMultiplier(WordTable<T> values) : table(values) {
     const int group = static_cast<int>(threadIdx.x) / kGroup;
     lane = static_cast<int>(threadIdx.x) % kGroup;
     along = group / Tile::kAcross;
     width = group % Tile::kAcross * Tile::kLeft * 16 + lane / 4;
+    codes_at = width * Tile::kCodeStride + along * (kUnit / 2) + lane % 4 * 4;
+    A_at = (lane / 4 * Tile::kStride + along * kUnit + lane % 4 * 8) * 2;
+    scales_at = (along * Tile::kScaleStride + width) * 4;
   }
 
   // Adds the products of this group's units among the first `units` of a step.
-  __device__ void add(const unsigned char* codes, const float* scales, const T* A, int units) {
-    for (int unit = along; unit < Tile::kRowUnits; unit += Tile::kAlong) {
-      if (unit < units) {
-        add_unit(codes + width * Tile::kCodeStride + unit * (kUnit / 2) + lane % 4 * 4,
-                 scales + unit * Tile::kScaleStride + width,
-                 A + lane / 4 * Tile::kStride + unit * kUnit + lane % 4 * 8);
-      }
+  __device__ void add(const unsigned char* codes, const unsigned char* A,
+                      const unsigned char* scales, int64_t units) {
+    for (int unit = 0; unit < Tile::kRowUnits; unit += Tile::kAlong) {
+      if (along + unit >= units) return;
+      add_unit(codes + codes_at + unit * (kUnit / 2), A + A_at + unit * kUnit * 2,
+               reinterpret_cast<const float*>(scales + scales_at) + unit * Tile::kScaleStride);
     }
   }
 
@@ -167,7 +174,8 @@ struct OperandMultiplier {
   }
 
  private:
-  __device__ void add_unit(const unsigned char* codes, const float* scales, const T* A) {
+  __device__ void add_unit(const unsigned char* codes, const unsigned char* A,
+                           const float* scales) {
     uint32_t a[Tile::kLeft][2][4];
     for (int i = 0; i < Tile::kLeft; ++i) {
       const uint32_t upper = word_at(codes + i * 16 * Tile::kCodeStride);
@@ -178,8 +186,8 @@ struct OperandMultiplier {
       }
     }
     for (int j = 0; j < Tile::kRight; ++j) {
-      const auto b =
-          load_vector<uint32_t, 4>(reinterpret_cast<const uint32_t*>(A + j * 8 * Tile::kStride));
+      const auto b = load_vector<uint32_t, 4>(
+          reinterpret_cast<const uint32_t*>(A + j * 8 * Tile::kStride * 2));
       for (int i = 0; i < Tile::kLeft; ++i) {
         float part[4] = {};
         mma(part, a[i][0], {b.values[0], b.values[1]}, T{});
@@ -205,37 +213,36 @@ __global__ void __launch_bounds__(Tile::kThreads, 2) multiply_operands(Product4 
   const int64_t first = static_cast<int64_t>(blockIdx.x / p.row_tiles) * Tile::kWidth;
   unsigned char* shared = dynamic_shared<unsigned char>();
   const WordTable<T> table{reinterpret_cast<uint32_t*>(shared)};
-  const auto scales_of = [&](int64_t step) {
-    return reinterpret_cast<float*>(shared + Memory::kScales) + step % 2 * Memory::kScaleSet;
+  const auto scales_at = [&](int step) {
+    return shared + Memory::kScales + step % 2 * Memory::kScaleSet;
   };
   const auto codes_at = [&](int slot) { return shared + Memory::kCodes + slot * Memory::kStage; };
-  const auto A_at = [&](int slot) {
-    return reinterpret_cast<T*>(codes_at(slot) + Memory::kStageB);
-  };
   const int64_t depth = rows.expert < p.E ? p.K : 0;
   const DepthShare share = share_of_block(depth, Tile::kDepth);
-  OperandStage<T, Tile> stage(p, rows, first);
+  const int begin = static_cast<int>(share.begin), end = static_cast<int>(share.end);
+  OperandStage<T, Tile> stage(p, rows, first, begin);
   // A batch of copies for every step, empty or not, so that counting them works.
-  const auto copy = [&](int64_t step, int slot) {
-    if (step < share.end) stage.copy(step * Tile::kDepth, codes_at(slot), A_at(slot));
+  const auto copy = [&](int step, int slot) {
+    unsigned char* codes = codes_at(slot);
+    if (step < end) stage.copy(p, step, codes, codes + Memory::kStageB);
     commit_copies();
   };
 
   const int ahead = p.staged - 1;
-  for (int slot = 0; slot < ahead; ++slot) copy(share.begin + slot, slot);
-  if (share.begin < share.end) stage.load_scales(share.begin * Tile::kDepth);
+  for (int slot = 0; slot < ahead; ++slot) copy(begin + slot, slot);
+  if (begin < end) stage.load_scales(p, begin);
   table.fill(p.table);
   OperandMultiplier<T, Tile> multiplier(table);
   int slot = 0, free_slot = ahead;
-  for (int64_t step = share.begin; step < share.end; ++step) {
-    stage.store_scales(step * Tile::kDepth, scales_of(step));
+  for (int step = begin; step < end; ++step) {
+    stage.store_scales(p, step, scales_at(step));
     wait_for_step(ahead);
     __syncthreads();  // the step's copies and scales are there; the last step has been multiplied
     copy(step + ahead, free_slot);
-    if (step + 1 < share.end) stage.load_scales((step + 1) * Tile::kDepth);
-    const int64_t left = (depth - step * Tile::kDepth) / kUnit;
-    multiplier.add(codes_at(slot), scales_of(step), A_at(slot),
-                   left < Tile::kRowUnits ? static_cast<int>(left) : Tile::kRowUnits);
+    if (step + 1 < end) stage.load_scales(p, step + 1);
+    const unsigned char* codes = codes_at(slot);
+    multiplier.add(codes, codes + Memory::kStageB, scales_at(step),
+                   depth / kUnit - int64_t{step} * Tile::kRowUnits);
     free_slot = slot;
     slot = slot + 1 < p.staged ? slot + 1 : 0;
   }

@@ -18,6 +18,13 @@ using LargeTile = Tile<128, 128, 64, 4, 2, 1, 16>;
 using FloatTile16 = Tile<64, 16, 64, 2, 4, 1, 4>;
 using FloatTile64 = Tile<64, 64, 64, 2, 4, 1, 4>;
 
+// Tiles that decode in registers, by rows of activations. Few rows: narrow tiles, so that a weight
+// of 4096 rows makes 64 blocks, and deep ones, so that each has enough bytes on their way.
+using Operands8 = OperandTile<4, 1, 1, 8, 256>;
+using Operands16 = OperandTile<4, 2, 1, 8, 256>;
+using Operands32 = OperandTile<2, 4, 4, 2, 64>;
+using Operands64 = OperandTile<2, 8, 4, 2, 64>;
+
 // Those of 16-bit types and of float32 that fit the 48 KB of devices without tensor cores.
 using SmallTile = Tile<64, 16, 128, 4, 1, 2, 4>;
 static_assert(TileMemory<float16, SmallTile>::bytes(2) <= 48 << 10);

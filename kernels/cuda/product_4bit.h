@@ -191,11 +191,8 @@ struct WordTable {
     for (int byte = static_cast<int>(threadIdx.x); byte < 256;
          byte += static_cast<int>(blockDim.x)) {
       const uint32_t pair = pack(table.values[byte >> 4], table.values[byte & 15], T{});
-      // Threads begin at different copies, so that they write to different banks.
-      for (int i = 0; i < kGroup; i += 4) {
-        store_vector(pairs + byte * kGroup + (i + 4 * byte) % kGroup,
-                     Vector<uint32_t, 4>{{pair, pair, pair, pair}});
-      }
+      // Threads begin at different copies, and so in different banks.
+      for (int i = 0; i < kGroup; ++i) pairs[byte * kGroup + (i + byte) % kGroup] = pair;
     }
   }
 

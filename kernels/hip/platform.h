@@ -3,6 +3,7 @@
 
 #include <hip/hip_runtime.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -98,8 +99,9 @@ inline void check(hipError_t error, const char* what) {
   if (error == hipSuccess) return;
   std::string message = std::string(what) + ": HIP error " + std::to_string(error) + " (" +
                         hipGetErrorName(error) + "): " + hipGetErrorString(error);
-  if (error == hipErrorNoDevice || error == hipErrorInsufficientDriver ||
-      error == hipErrorNotInitialized) {
+  // What a call says where there is no GPU depends on the call and on the release.
+  int devices = 0;
+  if (hipGetDeviceCount(&devices) != hipSuccess || devices == 0) {
     message +=
         ". The driver sees no GPU: look at rocminfo and at HIP_VISIBLE_DEVICES; whoever uses a GPU "
         "must be in the groups render and video.";
@@ -137,6 +139,11 @@ inline int64_t shared_limit() {
 template <class... P, class... A>
 void launch(void (*kernel)(P...), Blocks blocks, int threads, int64_t shared_bytes, Stream stream,
             A... arguments) {
+  if (int64_t{blocks.x} * threads > UINT32_MAX) {
+    throw std::runtime_error(
+        "launching a kernel: this tensor needs 2^32 threads or more, which AMD GPUs cannot count. "
+        "Divide it.");
+  }
   kernel<<<blocks, threads, shared_bytes, static_cast<hipStream_t>(stream)>>>(
       static_cast<P>(arguments)...);
   check(hipGetLastError(), "launching a kernel");

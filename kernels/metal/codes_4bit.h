@@ -15,10 +15,10 @@ BNBX_INLINE float level(long quant_type, uint code) {
 BNBX_INLINE uint nearest_code(long quant_type, float x) {
   uint position = 0;
   if (quant_type == kTypeNF4) {
-    for (int i = 0; i < 15; ++i) position += x > kNF4.bounds[i] ? 1 : 0;
+    for (int i = 0; i < 15; ++i) position += x > boundary(kNF4, i) ? 1 : 0;
     return kNF4.code_at[position];
   }
-  for (int i = 0; i < 15; ++i) position += x > kFP4.bounds[i] ? 1 : 0;
+  for (int i = 0; i < 15; ++i) position += x > boundary(kFP4, i) ? 1 : 0;
   return kFP4.code_at[position];
 }
 
@@ -26,8 +26,8 @@ BNBX_INLINE uint nearest_code(long quant_type, float x) {
 template <class T>
 BNBX_INLINE uchar encode_pair(const device T* A, ulong n, ulong i, float inverse, long type) {
   if (is_nan(inverse)) return 0;
-  const float first = to_float(A[2 * i]);
-  const float second = 2 * i + 1 < n ? to_float(A[2 * i + 1]) : 0.0f;
+  const float first = element(A, 2 * i);
+  const float second = 2 * i + 1 < n ? element(A, 2 * i + 1) : 0.0f;
   return uchar(nearest_code(type, first * inverse) << 4 | nearest_code(type, second * inverse));
 }
 

@@ -6,7 +6,7 @@ BNBX_KERNEL void dequantize_blockwise(const device uchar* A, const device float*
                                       constant long& n, const device float* code,
                                       constant long& blocksize, device T* out, BNBX_PLACE) {
   const ulong i = thread_number(block, tid);
-  if (i < ulong(n)) out[i] = rounded_to<T>(code[A[i]] * absmax[i / ulong(blocksize)]);
+  if (i < ulong(n)) set_element(out, i, code[A[i]] * absmax[i / ulong(blocksize)]);
 }
 
 BNBX_INSTANTIATE("dequantize_blockwise_float32", dequantize_blockwise<float>)

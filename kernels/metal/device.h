@@ -25,9 +25,8 @@
 #endif
 
 // Where a thread is: its number in its group, the group's number, and both for SIMD-groups.
-#define BNBX_PLACE                                                                   \
-  uint tid [[thread_position_in_threadgroup]],                                       \
-      uint block [[threadgroup_position_in_grid]],                                   \
+#define BNBX_PLACE                                                                          \
+  uint tid [[thread_position_in_threadgroup]], uint block [[threadgroup_position_in_grid]], \
       uint lane [[thread_index_in_simdgroup]], uint simd [[simdgroup_index_in_threadgroup]]
 
 namespace bnbx {
@@ -42,6 +41,8 @@ BNBX_CONSTANT long kFloat32 = 0, kFloat16 = 1;
 // The number of a thread or SIMD-group of the grid, which may be above 2^32.
 BNBX_INLINE ulong thread_number(uint block, uint tid) { return ulong(block) * kThreads + tid; }
 BNBX_INLINE ulong simd_number(uint block, uint simd) { return ulong(block) * kSimds + simd; }
+
+BNBX_INLINE ulong smaller(ulong a, ulong b) { return b < a ? b : a; }
 
 // Magnitudes as integers, which compare like them, NaN above infinity.
 BNBX_INLINE uint magnitude_bits(float x) { return float_bits(x) & 0x7fffffffu; }
@@ -67,21 +68,32 @@ BNBX_INLINE T rounded_to(float x) {
   return out;
 }
 
-// An element of a tensor whose dtype is known when the kernel runs.
-BNBX_INLINE float load(const device void* from, long dtype, ulong i) {
-  if (dtype == kFloat32) return static_cast<const device float*>(from)[i];
-  if (dtype == kFloat16) return to_float(static_cast<const device float16*>(from)[i]);
-  return to_float(static_cast<const device bfloat16*>(from)[i]);
+// Elements in a tensor's memory: structures are not copied from one kind of memory to another.
+BNBX_INLINE float element(const device float* from, ulong i) { return from[i]; }
+BNBX_INLINE float element(const device float16* from, ulong i) {
+  return to_float(float16{from[i].bits});
+}
+BNBX_INLINE float element(const device bfloat16* from, ulong i) {
+  return to_float(bfloat16{from[i].bits});
+}
+BNBX_INLINE void set_element(device float* to, ulong i, float x) { to[i] = x; }
+BNBX_INLINE void set_element(device float16* to, ulong i, float x) {
+  to[i].bits = rounded_to<float16>(x).bits;
+}
+BNBX_INLINE void set_element(device bfloat16* to, ulong i, float x) {
+  to[i].bits = rounded_to<bfloat16>(x).bits;
 }
 
+// The same where the dtype is known when the kernel runs.
+BNBX_INLINE float load(const device void* from, long dtype, ulong i) {
+  if (dtype == kFloat32) return element(static_cast<const device float*>(from), i);
+  if (dtype == kFloat16) return element(static_cast<const device float16*>(from), i);
+  return element(static_cast<const device bfloat16*>(from), i);
+}
 BNBX_INLINE void store(device void* to, long dtype, ulong i, float x) {
-  if (dtype == kFloat32) {
-    static_cast<device float*>(to)[i] = x;
-  } else if (dtype == kFloat16) {
-    static_cast<device float16*>(to)[i] = rounded_to<float16>(x);
-  } else {
-    static_cast<device bfloat16*>(to)[i] = rounded_to<bfloat16>(x);
-  }
+  if (dtype == kFloat32) return set_element(static_cast<device float*>(to), i, x);
+  if (dtype == kFloat16) return set_element(static_cast<device float16*>(to), i, x);
+  set_element(static_cast<device bfloat16*>(to), i, x);
 }
 
 }  // namespace bnbx

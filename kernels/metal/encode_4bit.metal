@@ -3,8 +3,8 @@
 
 template <class T>
 BNBX_KERNEL void encode_4bit(const device T* A, constant long& n, const device float* absmax,
-                             constant long& shift, constant long& quant_type,
-                             device uchar* out, BNBX_PLACE) {
+                             constant long& shift, constant long& quant_type, device uchar* out,
+                             BNBX_PLACE) {
   const ulong i = thread_number(block, tid);
   if (2 * i >= ulong(n)) return;
   const float scale = absmax[2 * i >> shift];

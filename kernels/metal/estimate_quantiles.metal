@@ -10,8 +10,7 @@ BNBX_CONSTANT uint kValues = 64;  // of a thread
 
 BNBX_INLINE void count(device metal::atomic_uint* counts, uint pattern, uint values) {
   if (values == 0) return;
-  metal::atomic_fetch_add_explicit(&counts[place_of(pattern)], values,
-                                   metal::memory_order_relaxed);
+  metal::atomic_fetch_add_explicit(&counts[place_of(pattern)], values, metal::memory_order_relaxed);
 }
 
 }  // namespace bnbx
@@ -22,7 +21,7 @@ BNBX_KERNEL void count_patterns(const device T* A, constant long& n,
   const ulong first = (ulong(block) * kThreads + simd * kLanes) * kValues + lane;
   uint last = 0, run = 0;
   for (ulong i = first; i < first + kValues * kLanes && i < ulong(n); i += kLanes) {
-    const uint pattern = pattern_of(to_float(A[i]));
+    const uint pattern = pattern_of(element(A, i));
     if (pattern != last) {
       count(counts, last, run);
       run = 0;

@@ -21,7 +21,7 @@ BNBX_INLINE void add_products(const device T* A, ulong rows, ulong n, ulong K,
       const uint code = which == 0 ? both >> 4 : both & 15;
       const float weight = level(quant_type, code) * scales[at >> shift];
       for (uint r = 0; r < kRows && r < rows; ++r) {
-        sums[r] += to_float(A[r * K + (at - begin)]) * weight;
+        sums[r] += element(A, r * K + (at - begin)) * weight;
       }
     }
   }
@@ -31,9 +31,9 @@ BNBX_INLINE void add_products(const device T* A, ulong rows, ulong n, ulong K,
 
 template <class T>
 BNBX_KERNEL void gemm_4bit(const device T* A, constant long& M, constant long& N, constant long& K,
-                           const device uchar* B, const device float* scales,
-                           constant long& shift, constant long& quant_type, const device T* bias,
-                           constant long& has_bias, device T* out, BNBX_PLACE) {
+                           const device uchar* B, const device float* scales, constant long& shift,
+                           constant long& quant_type, const device T* bias, constant long& has_bias,
+                           device T* out, BNBX_PLACE) {
   const ulong number = simd_number(block, simd), n = number % N, first = number / N * kRows;
   const ulong rows = first < ulong(M) ? M - first : 0;
   float sums[kRows] = {};
@@ -43,8 +43,8 @@ BNBX_KERNEL void gemm_4bit(const device T* A, constant long& M, constant long& N
   for (uint r = 0; r < kRows; ++r) {
     const float sum = metal::simd_sum(sums[r]);
     if (lane != 0 || r >= rows) continue;
-    const float added = has_bias != 0 ? to_float(bias[n]) : 0.0f;
-    out[(first + r) * N + n] = rounded_to<T>(sum + added);
+    const float added = has_bias != 0 ? element(bias, n) : 0.0f;
+    set_element(out, (first + r) * N + n, sum + added);
   }
 }
 
@@ -68,8 +68,8 @@ BNBX_KERNEL void gemm_4bit_grouped(const device T* A, constant long& M, const de
   }
   const float sum = metal::simd_sum(sums[0]);
   if (lane != 0 || row >= ulong(M)) return;
-  const float added = has_expert && has_bias != 0 ? to_float(bias[weight_row]) : 0.0f;
-  out[row * N + n] = rounded_to<T>(sum + added);
+  const float added = has_expert && has_bias != 0 ? element(bias, weight_row) : 0.0f;
+  set_element(out, row * N + n, sum + added);
 }
 
 BNBX_INSTANTIATE("gemm_4bit_float32", gemm_4bit<float>)

@@ -1,5 +1,5 @@
-// int8_double_quant: the columns of a matrix as int8_vectorwise_quant has its rows. A group takes 32
-// columns, a lane one of them, the SIMD-groups every eighth row.
+// int8_double_quant: the columns of a matrix as int8_vectorwise_quant has its rows. A group takes
+// 32 columns, a lane one of them, the SIMD-groups every eighth row.
 #include "metal/int8_rows.h"
 
 template <class T>
@@ -11,7 +11,7 @@ BNBX_KERNEL void int8_column_quant(const device T* A, constant long& rows, const
   const float limit = outlier_limit(threshold);
   uint largest = 0;
   for (ulong r = simd; c < ulong(columns) && r < ulong(rows); r += kSimds) {
-    const float x = without_outlier(to_float(A[r * columns + c]), limit);
+    const float x = without_outlier(element(A, r * columns + c), limit);
     largest = metal::max(largest, magnitude_bits(x));
   }
   largest_of[simd][lane] = largest;
@@ -21,7 +21,7 @@ BNBX_KERNEL void int8_column_quant(const device T* A, constant long& rows, const
   const float absmax = finite_magnitude(largest), scale = inverse_of_row(absmax);
   if (simd == 0) stats[c] = absmax;
   for (ulong r = simd; r < ulong(rows); r += kSimds) {
-    const float x = without_outlier(to_float(A[r * columns + c]), limit);
+    const float x = without_outlier(element(A, r * columns + c), limit);
     out[r * columns + c] = is_nan(absmax) ? 0 : round_to_int8(x, scale);
   }
 }

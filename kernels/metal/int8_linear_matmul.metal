@@ -8,8 +8,8 @@ BNBX_CONSTANT uint kSide = 32;  // of a tile, and the depth of a step
 
 // Rows `first` to first + 31 of a matrix (rows, K), columns k to k + 31, zeros outside of it. The
 // padding keeps lanes that read a column in different banks.
-BNBX_INLINE void stage(const device int8_t* from, ulong rows, ulong K, ulong first, ulong k, uint lane,
-                       uint simd, threadgroup int8_t (*to)[kSide + 4]) {
+BNBX_INLINE void stage(const device int8_t* from, ulong rows, ulong K, ulong first, ulong k,
+                       uint lane, uint simd, threadgroup int8_t (*to)[kSide + 4]) {
   for (uint r = simd; r < kSide; r += kSimds) {
     const bool inside = first + r < rows && k + lane < K;
     to[r][lane] = inside ? from[(first + r) * K + k + lane] : int8_t(0);
@@ -19,9 +19,9 @@ BNBX_INLINE void stage(const device int8_t* from, ulong rows, ulong K, ulong fir
 }  // namespace bnbx
 
 template <class Sum>
-BNBX_KERNEL void int8_linear_matmul(const device int8_t* A, const device int8_t* B, constant long& M,
-                                    constant long& N, constant long& K, device Sum* out,
-                                    BNBX_PLACE) {
+BNBX_KERNEL void int8_linear_matmul(const device int8_t* A, const device int8_t* B,
+                                    constant long& M, constant long& N, constant long& K,
+                                    device Sum* out, BNBX_PLACE) {
   BNBX_SHARED int8_t rows[kSide][kSide + 4];
   BNBX_SHARED int8_t columns[kSide][kSide + 4];
   const ulong tiles = (ulong(N) + kSide - 1) / kSide;

@@ -16,7 +16,9 @@ BNBX_INLINE float without_outlier(float x, float limit) {
 }
 
 // The code of x, by a scale that is finite.
-BNBX_INLINE int8_t round_to_int8(float x, float scale) { return int8_t(int(metal::rint(x * scale))); }
+BNBX_INLINE int8_t round_to_int8(float x, float scale) {
+  return int8_t(int(metal::rint(x * scale)));
+}
 
 // The largest of a value of each thread, for each thread of the group.
 BNBX_INLINE uint largest_of_group(uint x, uint lane, uint simd, threadgroup uint* of_simds) {

@@ -11,7 +11,7 @@ BNBX_KERNEL void int8_vectorwise_quant(const device T* A, constant long& columns
   const float limit = outlier_limit(threshold);
   uint largest = 0;
   for (ulong c = tid; c < ulong(columns); c += kThreads) {
-    const float x = to_float(A[first + c]);
+    const float x = element(A, first + c);
     if (bits_float(magnitude_bits(x)) >= limit) {
       outliers[c] = 1;
     } else {
@@ -22,7 +22,7 @@ BNBX_KERNEL void int8_vectorwise_quant(const device T* A, constant long& columns
   const float scale = inverse_of_row(absmax);
   if (tid == 0) stats[block] = absmax;
   for (ulong c = tid; c < ulong(columns); c += kThreads) {
-    const float x = without_outlier(to_float(A[first + c]), limit);
+    const float x = without_outlier(element(A, first + c), limit);
     out[first + c] = is_nan(absmax) ? 0 : round_to_int8(x, scale);
   }
 }

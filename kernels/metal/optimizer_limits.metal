@@ -19,8 +19,8 @@ struct LongSum {
 // A parameter of zeros may move freely: no share of its norm would ever let it.
 template <uint kStride>
 BNBX_KERNEL void limit_update(const device float* sums, constant long& tiles,
-                              constant float& max_unorm, constant float& unit,
-                              device float* unorm, device float* factor, BNBX_PLACE) {
+                              constant float& max_unorm, constant float& unit, device float* unorm,
+                              device float* factor, BNBX_PLACE) {
   BNBX_SHARED float of_simds[2 * kSimds];
   LongSum of_p = {0.0f, 0.0f}, of_directions = {0.0f, 0.0f};
   for (ulong i = tid; i < ulong(tiles); i += kStride) {

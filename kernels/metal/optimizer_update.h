@@ -58,7 +58,7 @@ BNBX_INLINE Element<Rule> load_element(constant long* options, const device void
   Element<Rule> out;
   out.g = load(g, options[kGDtype], at) * gnorm_scale;
   out.p = load(p, options[kPDtype], at);
-  if (options[kRounding] == kCompensated) out.p = out.p + to_float(rest[at]);
+  if (options[kRounding] == kCompensated) out.p = out.p + element(rest, at);
   for (int k = 0; k < Rule::kStates; ++k) {
     out.states[k] = States<kBits>::decode(memory[k], at, tile);
   }
@@ -70,11 +70,11 @@ BNBX_INLINE void store_parameter(constant long* options, device void* p, device 
                                  ulong at, float x) {
   if (options[kRounding] == kStochastic) {
     const RandomBits random(ulong(options[kSeed]), options[kStep]);
-    static_cast<device bfloat16*>(p)[at] = rounded_stochastically(x, random, at);
+    static_cast<device bfloat16*>(p)[at].bits = rounded_stochastically(x, random, at).bits;
     return;
   }
   store(p, options[kPDtype], at, x);
-  if (options[kRounding] == kCompensated) rest[at] = rest_of(x);
+  if (options[kRounding] == kCompensated) rest[at].bits = rest_of(x).bits;
 }
 
 }  // namespace bnbx
@@ -107,8 +107,8 @@ BNBX_KERNEL void update(constant long* options, constant float* constants, const
     for (int k = 0; k < Rule::kStates; ++k) states[k][i] = 0.0f;
     const ulong at = tile * Here::kTile + Here::position(lane, i);
     if (at >= numel) continue;
-    Element<Rule> element = load_element<Rule, kBits>(options, g, p, rest, rule.gnorm_scale,
-                                                      memory, at, tile);
+    Element<Rule> element =
+        load_element<Rule, kBits>(options, g, p, rest, rule.gnorm_scale, memory, at, tile);
     const float direction = element.move(rule);
     const float moved = element.p * rule.decay - direction * step_size;
     store_parameter(options, p, rest, at, element.skipped ? element.p : moved);
@@ -137,8 +137,8 @@ BNBX_KERNEL void measure(constant long* options, constant float* constants, cons
   for (uint i = 0; i < Here::kPerLane; ++i) {
     const ulong at = tile * Here::kTile + Here::position(lane, i);
     if (at >= numel) continue;
-    Element<Rule> element = load_element<Rule, kBits>(options, g, p, rest, rule.gnorm_scale,
-                                                      memory, at, tile);
+    Element<Rule> element =
+        load_element<Rule, kBits>(options, g, p, rest, rule.gnorm_scale, memory, at, tile);
     const float direction = element.move(rule);
     of_p += element.p * element.p;
     of_directions += direction * direction;

@@ -7,10 +7,10 @@ BNBX_KERNEL void quantize_4bit(const device T* A, constant long& n, constant lon
                                constant long& quant_type, device uchar* out, device float* absmax,
                                BNBX_PLACE) {
   const ulong number = simd_number(block, simd), first = number * blocksize;
-  const ulong end = metal::min(first + blocksize, ulong(n));
+  const ulong end = smaller(first + blocksize, n);
   uint largest = 0;
   for (ulong i = first + lane; i < end; i += kLanes) {
-    largest = metal::max(largest, magnitude_bits(to_float(A[i])));
+    largest = metal::max(largest, magnitude_bits(element(A, i)));
   }
   const float scale = finite_magnitude(metal::simd_max(largest));
   if (first >= end) return;

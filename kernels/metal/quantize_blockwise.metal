@@ -10,17 +10,17 @@ BNBX_KERNEL void quantize_blockwise(const device T* A, constant long& n, const d
   if (tid < 255) bounds[tid] = bound_after(code, tid);
   metal::threadgroup_barrier(metal::mem_flags::mem_threadgroup);
   const ulong number = simd_number(block, simd), first = number * blocksize;
-  const ulong end = metal::min(first + blocksize, ulong(n));
+  const ulong end = smaller(first + blocksize, n);
   uint largest = 0;
   for (ulong i = first + lane; i < end; i += kLanes) {
-    largest = metal::max(largest, magnitude_bits(to_float(A[i])));
+    largest = metal::max(largest, magnitude_bits(element(A, i)));
   }
   const float scale = finite_magnitude(metal::simd_max(largest));
   if (first >= end) return;
   if (lane == 0) absmax[number] = scale;
   const float inverse = inverse_of(scale);
   for (ulong i = first + lane; i < end; i += kLanes) {
-    const float x = metal::clamp(to_float(A[i]) * inverse, -1.0f, 1.0f);
+    const float x = metal::clamp(element(A, i) * inverse, -1.0f, 1.0f);
     out[i] = is_nan(scale) ? 0 : uchar(nearest_entry<256>(bounds, x));
   }
 }

@@ -9,7 +9,7 @@ BNBX_CONSTANT float kSmallestSearched = 1e-30f;
 
 template <class T>
 struct Search {
-  const device T* A;  // of the block
+  const device T* A;           // of the block
   ulong first, count, length;  // its place in the tensor, its elements, with the zeros behind them
   const device float* importance;
   ulong columns;  // 0: all errors weigh the same
@@ -17,7 +17,7 @@ struct Search {
   float unit;  // the inverse of the largest magnitude; 0 if the block is not searched
   float worth, ratio;
 
-  BNBX_MEMBER float value(ulong i) const { return i < count ? to_float(A[i]) * unit : 0.0f; }
+  BNBX_MEMBER float value(ulong i) const { return i < count ? element(A, i) * unit : 0.0f; }
   BNBX_MEMBER float weighted(ulong i, float x) const {
     if (columns == 0) return x;
     return i < count ? importance[(first + i) % columns] * x : 0.0f;
@@ -65,14 +65,14 @@ BNBX_KERNEL void scale_search_4bit(const device T* A, constant long& n,
   search.first = number * blocksize;
   if (search.first >= ulong(n)) return;
   search.A = A + search.first;
-  search.length = metal::min(ulong(blocksize), ulong(n));
-  search.count = metal::min(search.length, n - search.first);
+  search.length = smaller(blocksize, n);
+  search.count = smaller(search.length, n - search.first);
   search.importance = importance;
   search.columns = columns;
   search.quant_type = quant_type;
   uint bits = 0;
   for (ulong i = 0; i < search.count; ++i) {
-    bits = metal::max(bits, magnitude_bits(to_float(search.A[i])));
+    bits = metal::max(bits, magnitude_bits(element(search.A, i)));
   }
   const float largest = finite_magnitude(bits);
   search.unit = largest >= kSmallestSearched ? 1.0f / largest : 0.0f;

@@ -55,8 +55,13 @@ void start(const Kernel& kernel, Blocks blocks, int threads, int64_t shared_byte
   const sycl::range<3> global(blocks.z, blocks.y, static_cast<size_t>(blocks.x) * threads);
   queue.submit([&](sycl::handler& handler) {
     for (int i = 0; i < count; ++i) {
-      handler.set_arg(i, sycl::ext::oneapi::experimental::raw_kernel_arg(arguments[i].data,
-                                                                         arguments[i].bytes));
+      const Argument& argument = arguments[i];
+      if (argument.is_pointer) {
+        handler.set_arg(i, *static_cast<void* const*>(argument.data));
+      } else {
+        using sycl::ext::oneapi::experimental::raw_kernel_arg;
+        handler.set_arg(i, raw_kernel_arg(argument.data, argument.bytes));
+      }
     }
     handler.parallel_for(sycl::nd_range<3>(global, local), compiled);
   });

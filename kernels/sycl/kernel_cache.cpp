@@ -3,12 +3,9 @@
 #include <algorithm>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <stdexcept>
 #include <sycl/sycl.hpp>
 #include <tuple>
-
-#include "sycl/cache_file.h"
 
 namespace bnbx::gpu {
 
@@ -27,24 +24,6 @@ static std::vector<std::string> options_for(int64_t shared_bytes) {
           "-Wno-unknown-pragmas"};
 }
 
-static std::string description_of(const sycl::device& device) {
-  return device.get_platform().get_info<sycl::info::platform::name>() + "\n" +
-         device.get_info<sycl::info::device::name>() + "\n" +
-         device.get_info<sycl::info::device::driver_version>() + "\n";
-}
-
-// All that the compiled kernel depends on.
-static std::string key_of(const sycl::device& device, const Kernel& kernel, int64_t shared_bytes) {
-  std::string key = "libsycl " + std::to_string(__LIBSYCL_MAJOR_VERSION) + "." +
-                    std::to_string(__LIBSYCL_MINOR_VERSION) + "." +
-                    std::to_string(__LIBSYCL_PATCH_VERSION) + " " +
-                    std::to_string(__SYCL_COMPILER_VERSION) + "\n" + description_of(device);
-  for (const std::string& option : options_for(shared_bytes)) key += option + "\n";
-  key += kernel.source + "\n" + kernel.name + "\n";
-  for (const auto& [path, text] : sources()) key += path + "\n" + text + "\n";
-  return key;
-}
-
 static void check(const sycl::device& device) {
   const auto sizes = device.get_info<sycl::info::device::sub_group_sizes>();
   if (std::find(sizes.begin(), sizes.end(), kGroup) == sizes.end()) {
@@ -58,9 +37,11 @@ static Bundle compile(const sycl::context& context, const sycl::device& device,
                       const Kernel& kernel, int64_t shared_bytes) {
   syclex::include_files files;
   for (const auto& [path, text] : sources()) files.add(path, text);
+  // GCC leaves out the namespace of a kernel that it has in an unnamed one.
+  const std::string text =
+      "#include \"" + kernel.source + "\"\nusing namespace bnbx::gpu;\n";
   auto source = syclex::create_kernel_bundle_from_source(
-      context, syclex::source_language::sycl, "#include \"" + kernel.source + "\"\n",
-      syclex::properties{files});
+      context, syclex::source_language::sycl, text, syclex::properties{files});
   std::string log;
   try {
     return syclex::build(source, {device},
@@ -79,29 +60,10 @@ static Bundle compile(const sycl::context& context, const sycl::device& device,
   }
 }
 
-static std::optional<Bundle> load(const sycl::context& context, const sycl::device& device,
-                                  std::vector<char> bytes) {
-  try {
-    return syclex::get_kernel_bundle<sycl::bundle_state::executable>(
-        context, {device}, sycl::span<char>(bytes.data(), bytes.size()));
-  } catch (const sycl::exception&) {
-    return std::nullopt;  // a driver that does not take what it has made: it is made anew
-  }
-}
-
 static sycl::kernel make(const sycl::queue& queue, const Kernel& kernel, int64_t shared_bytes) {
-  const sycl::device device = queue.get_device();
-  const sycl::context context = queue.get_context();
-  check(device);
-  const std::string key = key_of(device, kernel, shared_bytes), folder = cache::folder();
-  if (auto bytes = cache::read(folder, key)) {
-    if (auto bundle = load(context, device, *std::move(bytes))) {
-      return bundle->ext_oneapi_get_kernel(kernel.name);
-    }
-  }
-  Bundle bundle = compile(context, device, kernel, shared_bytes);
-  cache::write(folder, key, bundle.ext_oneapi_get_content());
-  return bundle.ext_oneapi_get_kernel(kernel.name);
+  check(queue.get_device());
+  return compile(queue.get_context(), queue.get_device(), kernel, shared_bytes)
+      .ext_oneapi_get_kernel(kernel.name);
 }
 
 sycl::kernel kernel_for(const sycl::queue& queue, const Kernel& kernel, int64_t shared_bytes) {

@@ -1,5 +1,6 @@
 // Kernels that the device's compiler makes of the sources in this library, when they are launched
-// first: in memory for this process, in files for the next (cache_file.h).
+// first. This process keeps them in memory; SYCL keeps them in files for the next, by their source,
+// options and device, where SYCL_CACHE_PERSISTENT is 1 (src/bnbx/backends/xpu.py sees to it).
 #pragma once
 
 #include <sycl/kernel.hpp>

@@ -104,6 +104,7 @@ struct Kernel {
 struct Argument {
   const void* data;
   size_t bytes;
+  bool is_pointer;
 };
 
 void start(const Kernel& kernel, Blocks blocks, int threads, int64_t shared_bytes, Stream stream,
@@ -130,7 +131,7 @@ void start_with(const Kernel& kernel, void (*)(P...), Blocks blocks, int threads
   const std::tuple<P...> values(static_cast<P>(arguments)...);
   std::apply(
       [&](const auto&... value) {
-        const Argument pointers[] = {{&value, sizeof(value)}...};
+        const Argument pointers[] = {{&value, sizeof(value), std::is_pointer_v<P>}...};
         start(kernel, blocks, threads, shared_bytes, stream, pointers, sizeof...(P));
       },
       values);

@@ -33,6 +33,7 @@ class Fakes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         {exec_module}
 
 sys.meta_path.insert(0, Fakes())
+sys.modules["bnbx._ext._hip"] = None  # not found, also where it is built
 torch.version.cuda, torch.version.hip = {cuda!r}, {hip!r}
 iter_modules = pkgutil.iter_modules
 pkgutil.iter_modules = lambda path=None, prefix="": [

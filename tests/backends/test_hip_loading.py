@@ -19,7 +19,7 @@ import importlib.abc, importlib.machinery, json, pkgutil, sys, types, torch
 
 class Fakes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        if name == "bnbx._ext._hip" and {is_installed}:
+        if name == "bnbx._ext._hip":
             return importlib.machinery.ModuleSpec(name, self)
 
     def create_module(self, spec):
@@ -34,6 +34,8 @@ class Fakes(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 devices = []
 sys.meta_path.insert(0, Fakes())
+if not {is_installed}:
+    sys.modules["bnbx._ext._hip"] = None
 torch.version.cuda, torch.version.hip = {cuda!r}, {hip!r}
 import bnbx
 from bnbx.backends import BACKENDS

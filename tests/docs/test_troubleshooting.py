@@ -13,7 +13,7 @@ DOCUMENT = ROOT / "docs" / "troubleshooting.md"
 DOCUMENTED = re.findall(r"^\| `([^`]+)` \|", DOCUMENT.read_text(), re.MULTILINE)
 #: What bnbx passes on: the words of CMake, and what torch puts a message behind.
 ELSEWHERE = {
-    "...: this version of bnbx has no ... kernels yet.": "cmake/*.cmake",
+    "COMPUTE_BACKEND: expected one of ..., got '...'.": "CMakeLists.txt",
     'While loading "...weight": ...': "src/bnbx/nn/module.py",
 }
 MESSAGES = [message for message in messages() if message.says_something]

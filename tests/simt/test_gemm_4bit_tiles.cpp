@@ -88,6 +88,26 @@ void test_large() {
   }
 }
 
+// Parts of a tile in every direction: rows of activations, rows of the weight, and units of the
+// depth, so that some groups have none; and steps of the depth for every stage, shared or not.
+template <class T, class Tile>
+void test_operands() {
+  const int64_t M = Tile::kRows + 3, N = Tile::kWidth + 5;
+  for (int64_t K : {32, 64, 160, 6 * Tile::kDepth, 4 * Tile::kDepth + 32}) {
+    test_tile<T, Tile, false>(M, N, K);
+  }
+  test_tile<T, Tile, false>(1, 7, 64);
+  for (int64_t splits : {2, 3, 4}) test_tile<T, Tile, false>(M, N, 3 * Tile::kDepth - 32, splits);
+}
+
+template <class T>
+void test_all_operands() {
+  test_operands<T, gpu::Operands8>();
+  test_operands<T, gpu::Operands16>();
+  test_operands<T, gpu::Operands32>();
+  test_operands<T, gpu::Operands64>();
+}
+
 // What devices with little shared memory have for every product.
 template <class T>
 void test_small() {
@@ -124,6 +144,8 @@ void test_count_of_splits() {
 void test_all() {
   test_large<float16>();
   test_large<bfloat16>();
+  test_all_operands<float16>();
+  test_all_operands<bfloat16>();
   test_small<float16>();
   test_small<bfloat16>();
   test_splits_of_floats();

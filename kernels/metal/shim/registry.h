@@ -60,7 +60,8 @@ uint32_t place(int number);
 [[noreturn]] inline void refuse(size_t number, const Argument& argument) {
   throw std::invalid_argument("argument " + std::to_string(number) + ": a " + argument.dtype +
                               (argument.is_tensor ? " tensor" : " number") + " of " +
-                              std::to_string(argument.bytes) + " bytes is not what the kernel takes");
+                              std::to_string(argument.bytes) +
+                              " bytes is not what the kernel takes");
 }
 
 // What a parameter of a kernel is made of.

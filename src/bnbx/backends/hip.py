@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bnbx.backends.cuda import CudaBackend
-from bnbx.backends.loading import Found, OtherTorchError
+from bnbx.backends.loading import Found, find_module
 from bnbx.backends.paged_memory import PagedDevices
 
 if TYPE_CHECKING:
@@ -22,14 +21,8 @@ _MAPS = Path("/proc/self/maps")
 
 def find() -> Found | None:
     """Return the module for a torch for ROCm; say why there is none if there could be one."""
-    is_installed = importlib.util.find_spec("bnbx._ext._hip") is not None
-    if torch.version.hip is None:
-        if not is_installed:
-            return None
-        raise OtherTorchError(f"torch {torch.__version__} is built without ROCm")
-    if not is_installed:
-        raise LookupError("this bnbx was built without them")
-    return Found("_hip", HipBackend, PagedDevices)
+    found = Found("_hip", HipBackend, PagedDevices)
+    return find_module(found, "ROCm", fits_torch=torch.version.hip is not None)
 
 
 class HipBackend(CudaBackend):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from bnbx import ops
 from bnbx.backends import reference
@@ -53,6 +56,21 @@ class Found(NamedTuple):
 
 class OtherTorchError(LookupError):
     """The torch of this process has no such device, so that nobody has to be warned."""
+
+
+def find_module(found: Found, kind: str, *, fits_torch: bool) -> Found | None:
+    """Return what was given if the module is installed and torch is built for its devices.
+
+    As ``Kernels.find`` wants it, for those that have one module.
+    """
+    is_installed = importlib.util.find_spec(f"bnbx._ext.{found.module}") is not None
+    if fits_torch and is_installed:
+        return found
+    if fits_torch:
+        raise LookupError("this bnbx was built without them")
+    if is_installed:
+        raise OtherTorchError(f"torch {torch.__version__} is built without {kind}")
+    return None
 
 
 class Kernels(NamedTuple):

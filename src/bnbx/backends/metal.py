@@ -1,34 +1,25 @@
-"""The kernels of Apple GPUs: launches on PyTorch's own stream, by torch.mps.compile_shader.
-
-The kernels are one text, which is compiled at the first use. A launch binds tensors as they lie in
-memory, an int as int64 and a float as float32; scalars of a kernel with many travel as a list.
-"""
+"""The operations on Apple GPUs; products of many rows are PyTorch's own, of the decoded weight."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import itertools
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from bnbx.backends.loading import Found, OtherTorchError
-from bnbx.backends.native import DTYPES, QUANT_TYPES, RULE_NUMBERS, _clear_rest
-from bnbx.ops import OPTIMIZER_BLOCKSIZE, OPTIMIZER_BLOCKSIZES, OPTIMIZERS, blocks_of, packed_bytes
+from bnbx.backends.loading import Found, find_module
+from bnbx.backends.metal_launches import LANES, SIMDS, THREADS
+from bnbx.backends.metal_optimizers import MetalOptimizers
+from bnbx.backends.native import DTYPES, QUANT_TYPES, _clear_rest
+from bnbx.ops import blocks_of, packed_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import ModuleType
 
-    from bnbx.ops import Int8Quantized, OptimizerUpdate
+    from bnbx.ops import Int8Quantized
 
-#: Threads of a group, and of a SIMD-group: kThreads and kLanes of kernels/metal/device.h.
-_THREADS, _LANES = 256, 32
-_SIMDS = _THREADS // _LANES
 #: Rows of A up to which a SIMD-group for each entry multiplies; with more, the weight is decoded
 #: first and PyTorch multiplies. Chosen, not measured.
 _FEW_ROWS = 8
@@ -39,25 +30,12 @@ _TILE = 32
 #: Patterns that kernels/common/quantiles.h counts, values that are counted in 32 bits, and those
 #: that a thread of the kernel takes.
 _PATTERNS, _SPAN, _COUNTED = 1 << 16, 1 << 30, 64
-_ROUNDINGS = {"nearest": 0, "compensated": 1, "stochastic": 2}
 
 
 def find() -> Found | None:
-    """Return the module with the kernels; say why there is none if there could be one."""
-    is_installed = importlib.util.find_spec("bnbx._ext._metal") is not None
-    if not torch.backends.mps.is_built():
-        if not is_installed:
-            return None
-        raise OtherTorchError(f"torch {torch.__version__} is built without MPS")
-    if not is_installed:
-        raise LookupError("this bnbx was built without them")
-    return Found("_metal", MetalBackend)
-
-
-def compiled(ext: ModuleType) -> Any:
-    """Return the library of the kernels that lie beside the module, compiled for this GPU."""
-    source = Path(str(ext.__file__)).with_name("bnbx.metal").read_text(encoding="ascii")
-    return torch.mps.compile_shader(source)
+    """Return the module for a torch for Apple's GPUs; say why there is none if there could be one."""
+    found = Found("_metal", MetalBackend)
+    return find_module(found, "MPS", fits_torch=torch.backends.mps.is_built())
 
 
 def emulated(ext: ModuleType) -> MetalBackend:
@@ -65,46 +43,11 @@ def emulated(ext: ModuleType) -> MetalBackend:
     return MetalBackend(ext, lambda emulator: emulator.library())
 
 
-class MetalBackend:
+class MetalBackend(MetalOptimizers):
     """The operations by kernels in the Metal Shading Language; a method an operation.
 
     Each method takes the outputs that the contract has allocated, then the operation's arguments.
-
-    Parameters
-    ----------
-    ext
-        The module with what the host computes.
-    make_library
-        Returns the kernels by their names; it is called with the module at the first launch.
     """
-
-    def __init__(self, ext: ModuleType, make_library: Callable[[Any], Any] = compiled) -> None:
-        self.ext: Any = ext
-        self._make_library = make_library
-        self._kernels: dict[str, Any] = {}
-
-    @functools.cached_property
-    def library(self) -> Any:
-        """The kernels by their names."""
-        return self._make_library(self.ext)
-
-    def kernel(self, method: str) -> Callable[..., Any]:
-        """Return what the dispatcher calls for the operation of a method."""
-        function: Callable[..., Any] = getattr(self, method)
-        return function
-
-    def _launch(self, name: str, groups: int, *arguments: Any) -> None:
-        """Run a kernel in groups of threads, unless there are none."""
-        if groups == 0:
-            return
-        kernel = self._kernels.get(name)
-        if kernel is None:
-            kernel = self._kernels[name] = getattr(self.library, name)
-        kernel(*arguments, threads=groups * _THREADS, group_size=_THREADS)
-
-    def _launch_for(self, name: str, dtype: torch.dtype, groups: int, *arguments: Any) -> None:
-        """Run the instance of a kernel for a dtype."""
-        self._launch(f"{name}_{str(dtype).removeprefix('torch.')}", groups, *arguments)
 
     def quantize_4bit(
         self,
@@ -117,9 +60,9 @@ class MetalBackend:
         packed, absmax = outputs
         A = A.contiguous()
         _clear_rest(packed, A.numel())
-        groups = blocks_of(absmax.numel(), _SIMDS)
+        groups = blocks_of(absmax.numel(), SIMDS)
         given = (A, A.numel(), blocksize, QUANT_TYPES[quant_type], _bytes(packed), absmax)
-        self._launch_for("quantize_4bit", A.dtype, groups, *given)
+        self.launch_for("quantize_4bit", A.dtype, groups, *given)
         return outputs
 
     def scale_search_4bit(
@@ -136,10 +79,10 @@ class MetalBackend:
         columns = 0 if importance is None else importance.numel()
         weights = absmax if importance is None else importance.contiguous()
         trials = [float(factor) for factor in factors] or [1.0]  # a list cannot be empty
-        self._launch_for(
+        self.launch_for(
             "scale_search_4bit",
             A.dtype,
-            blocks_of(absmax.numel(), _THREADS),
+            blocks_of(absmax.numel(), THREADS),
             A,
             A.numel(),
             weights,
@@ -164,9 +107,9 @@ class MetalBackend:
     ) -> Tensor:
         A, absmax = A.contiguous(), absmax.contiguous()
         _clear_rest(packed, A.numel())
-        groups = blocks_of(packed_bytes(A.numel()), _THREADS)
+        groups = blocks_of(packed_bytes(A.numel()), THREADS)
         how = (_log2(blocksize), QUANT_TYPES[quant_type])
-        self._launch_for("encode_4bit", A.dtype, groups, A, A.numel(), absmax, *how, _bytes(packed))
+        self.launch_for("encode_4bit", A.dtype, groups, A, A.numel(), absmax, *how, _bytes(packed))
         return packed
 
     def dequantize_4bit(
@@ -179,10 +122,10 @@ class MetalBackend:
         shape: Sequence[int],
         dtype: torch.dtype,
     ) -> Tensor:
-        groups = blocks_of(packed_bytes(out.numel()), _THREADS)
+        groups = blocks_of(packed_bytes(out.numel()), THREADS)
         how = (_log2(blocksize), QUANT_TYPES[quant_type])
         given = (_bytes(A.contiguous()), absmax.contiguous(), out.numel(), *how, out)
-        self._launch_for("dequantize_4bit", dtype, groups, *given)
+        self.launch_for("dequantize_4bit", dtype, groups, *given)
         return out
 
     def dequantize_4bit_out(self, _: None, *args: Any, out: Tensor) -> None:
@@ -206,11 +149,11 @@ class MetalBackend:
         if M > _FEW_ROWS:
             weight = self._decoded(A, B, shapeB, scales, blocksize, quant_type)
             return _multiply(out, A, weight.t(), bias)
-        groups = blocks_of(N * blocks_of(M, _ROWS_AT_ONCE), _SIMDS)
+        groups = blocks_of(N * blocks_of(M, _ROWS_AT_ONCE), SIMDS)
         A = A.contiguous()
         weights = (_bytes(B.contiguous()), scales, _log2(blocksize), QUANT_TYPES[quant_type])
         ends = (*_or_any(bias, A), out)
-        self._launch_for("gemm_4bit", A.dtype, groups, A, M, N, K, *weights, *ends)
+        self.launch_for("gemm_4bit", A.dtype, groups, A, M, N, K, *weights, *ends)
         return out
 
     def gemm_4bit_transposed(
@@ -250,7 +193,7 @@ class MetalBackend:
         A, ends = A.contiguous(), offsets.to(torch.int64).contiguous()
         stack = (_bytes(B.contiguous()), scales, _log2(blocksize), QUANT_TYPES[quant_type])
         given = (A, M, ends, E, N, K, *stack, *_or_any(bias, A), out)
-        self._launch_for("gemm_4bit_grouped", A.dtype, blocks_of(M * N, _SIMDS), *given)
+        self.launch_for("gemm_4bit_grouped", A.dtype, blocks_of(M * N, SIMDS), *given)
         return out
 
     def gemm_4bit_grouped_transposed(
@@ -301,10 +244,10 @@ class MetalBackend:
     ) -> tuple[Tensor, Tensor]:
         codes, absmax = outputs
         A = A.contiguous()
-        groups = blocks_of(absmax.numel(), _SIMDS)
+        groups = blocks_of(absmax.numel(), SIMDS)
         size = min(blocksize, max(A.numel(), 1))
         given = (A, A.numel(), code.contiguous(), size, codes, absmax)
-        self._launch_for("quantize_blockwise", A.dtype, groups, *given)
+        self.launch_for("quantize_blockwise", A.dtype, groups, *given)
         return outputs
 
     def dequantize_blockwise(
@@ -316,9 +259,9 @@ class MetalBackend:
         blocksize: int,
         dtype: torch.dtype,
     ) -> Tensor:
-        groups = blocks_of(A.numel(), _THREADS)
+        groups = blocks_of(A.numel(), THREADS)
         given = (A.contiguous(), absmax.contiguous(), A.numel(), code.contiguous(), blocksize, out)
-        self._launch_for("dequantize_blockwise", dtype, groups, *given)
+        self.launch_for("dequantize_blockwise", dtype, groups, *given)
         return out
 
     def dequantize_blockwise_out(self, _: None, *args: Any, out: Tensor) -> None:
@@ -332,17 +275,17 @@ class MetalBackend:
         rows, columns = A.shape
         flags = _bytes(codes if mask is None else mask.zero_())
         given = (A, columns, float(threshold), codes, stats, flags)
-        self._launch_for("int8_vectorwise_quant", A.dtype, rows, *given)
+        self.launch_for("int8_vectorwise_quant", A.dtype, rows, *given)
         if mask is None:
             return codes, stats, None
-        groups = blocks_of(A.numel(), _THREADS)
-        self._launch("clear_outlier_columns", groups, flags, A.numel(), columns, codes)
+        groups = blocks_of(A.numel(), THREADS)
+        self.launch("clear_outlier_columns", groups, flags, A.numel(), columns, codes)
         return codes, stats, mask.nonzero().view(-1)
 
     def int8_vectorwise_dequant(self, out: Tensor, A: Tensor, stats: Tensor) -> Tensor:
-        groups = blocks_of(A.numel(), _THREADS)
+        groups = blocks_of(A.numel(), THREADS)
         given = (A.contiguous(), stats.contiguous(), A.numel(), A.shape[-1], out)
-        self._launch("int8_vectorwise_dequant", groups, *given)
+        self.launch("int8_vectorwise_dequant", groups, *given)
         return out
 
     def int8_double_quant(
@@ -354,16 +297,16 @@ class MetalBackend:
         rows, columns, row_stats, col_stats, mask = outputs
         A = A.contiguous()
         quantized = self.int8_vectorwise_quant((rows, row_stats, mask), A, threshold)
-        groups = blocks_of(A.shape[1], _LANES)
+        groups = blocks_of(A.shape[1], LANES)
         given = (A, *A.shape, float(threshold), columns, col_stats)
-        self._launch_for("int8_column_quant", A.dtype, groups, *given)
+        self.launch_for("int8_column_quant", A.dtype, groups, *given)
         return rows, columns, row_stats, col_stats, quantized[2]
 
     def int8_linear_matmul(self, out: Tensor, A: Tensor, B: Tensor) -> Tensor:
         N, K = B.shape
         M = out.numel() // max(N, 1)
         groups = blocks_of(M, _TILE) * blocks_of(N, _TILE)
-        self._launch("int8_linear_matmul", groups, A.contiguous(), B.contiguous(), M, N, K, out)
+        self.launch("int8_linear_matmul", groups, A.contiguous(), B.contiguous(), M, N, K, out)
         return out
 
     def int8_linear_matmul_out(self, _: None, A: Tensor, B: Tensor, *, out: Tensor) -> None:
@@ -380,9 +323,9 @@ class MetalBackend:
     ) -> Tensor:
         stats = (row_stats.contiguous(), col_stats.contiguous())
         options = _int8_options(out, col_stats.numel(), bias)
-        groups = blocks_of(out.numel(), _THREADS)
+        groups = blocks_of(out.numel(), THREADS)
         added = out if bias is None else bias.contiguous()
-        self._launch("int8_mm_dequant", groups, options, A.contiguous(), *stats, added, out)
+        self.launch("int8_mm_dequant", groups, options, A.contiguous(), *stats, added, out)
         return out
 
     def int8_scaled_mm(
@@ -421,9 +364,9 @@ class MetalBackend:
         torch.index_select(A, 1, outlier_cols, out=columns)  # raises on an index out of range
         N, K = CB.shape
         options = _int8_options(out, N, bias, K, outlier_cols.numel(), A.dtype)
-        self._launch(
+        self.launch(
             "int8_mixed_dequant",
-            blocks_of(out.numel(), _THREADS),
+            blocks_of(out.numel(), THREADS),
             options,
             self._int8_sums(CA, CB),
             SCA.contiguous(),
@@ -462,73 +405,14 @@ class MetalBackend:
         counts = torch.zeros(_PATTERNS, dtype=torch.int64)
         for span in A.contiguous().view(-1).split(_SPAN):
             counted = span.new_zeros(_PATTERNS, dtype=torch.int32)
-            groups = blocks_of(span.numel(), _THREADS * _COUNTED)
-            self._launch_for("count_patterns", A.dtype, groups, span, span.numel(), counted)
+            groups = blocks_of(span.numel(), THREADS * _COUNTED)
+            self.launch_for("count_patterns", A.dtype, groups, span, span.numel(), counted)
             counts += counted.cpu()
         found = torch.empty(num_quantiles)
         exact = A.dtype is torch.bfloat16
         how = (A.numel(), offset, num_quantiles, exact)
         self.ext.read_quantiles(counts.data_ptr(), *how, found.data_ptr())
         return out.copy_(found)
-
-    def optimizer_update_32bit(self, update: OptimizerUpdate, *_: Any) -> None:
-        self._update(update)
-
-    def optimizer_update_blockwise(self, update: OptimizerUpdate, *_: Any) -> None:
-        self._update(update)
-
-    def _update(self, update: OptimizerUpdate) -> None:
-        update.check()
-        for i, p in enumerate(update.p):
-            self._update_one(update, i, p)
-
-    def _update_one(self, update: OptimizerUpdate, i: int, p: Tensor) -> None:
-        """Update one parameter: its own launches, in which nothing depends on the others."""
-        rule = f"{OPTIMIZERS[update.optimizer_name]}_{update.bits}"
-        step, hyperparameters = _numbers(update, i)
-        numbers = self.ext.rule_constants(
-            RULE_NUMBERS[update.optimizer_name], *hyperparameters, step
-        )
-        *_, skip_zeros, max_unorm = hyperparameters
-        seed = 0 if update.seed is None else update.seed[i]
-        dtypes = (DTYPES[update.g[i].dtype], DTYPES[p.dtype], _rounding(update))
-        options = [p.numel(), *dtypes, seed, step, int(skip_zeros), int(max_unorm > 0.0)]
-        tensors = _tensors_of(update, i, p)
-        tiles = blocks_of(p.numel(), OPTIMIZER_BLOCKSIZES.get(update.bits, OPTIMIZER_BLOCKSIZE))
-        groups = blocks_of(tiles, _SIMDS)
-        factor = p.new_empty(1, dtype=torch.float32)
-        if max_unorm > 0.0:
-            sums = p.new_empty(2 * max(tiles, 1), dtype=torch.float32)
-            self._launch(f"measure_{rule}", groups, options, numbers, *tensors, sums)
-            limits = (tiles, float(max_unorm), numbers[2], update.unorm_vec[i], factor)
-            self._launch("limit_update", 1, sums, *limits)
-        self._launch(f"update_{rule}", groups, options, numbers, *tensors, factor)
-
-
-def _numbers(update: OptimizerUpdate, i: int) -> tuple[int, tuple[Any, ...]]:
-    """Return the step and the hyperparameters; those that are live are read from the device."""
-    if update.live is None:
-        return update.step[i], update.hyperparameters
-    step, lr, beta3, alpha, gnorm_scale = update.live[i].tolist()
-    _, beta1, beta2, _, _, eps, weight_decay, _, *others = update.hyperparameters
-    return int(step), (lr, beta1, beta2, beta3, alpha, eps, weight_decay, gnorm_scale, *others)
-
-
-def _rounding(update: OptimizerUpdate) -> int:
-    if update.seed is not None:
-        return _ROUNDINGS["stochastic"]
-    return _ROUNDINGS["nearest" if update.compensation is None else "compensated"]
-
-
-def _tensors_of(update: OptimizerUpdate, i: int, p: Tensor) -> list[Tensor]:
-    """Return what the kernels of an update bind; for what there is not, something of its dtype."""
-    one = p.new_empty(1, dtype=torch.float32)
-    rest = one.to(torch.bfloat16) if update.compensation is None else update.compensation[i]
-    states = [values[i] for values in update.states]
-    scales = [values[i] for values in update.scales]
-    maps = [qmap.contiguous() for qmap in update.qmaps if qmap is not None]
-    pairs = [[*values, one, one][:2] for values in (states, scales, maps)]
-    return [update.g[i].contiguous(), p, rest, *itertools.chain.from_iterable(pairs)]
 
 
 def _bytes(tensor: Tensor) -> Tensor:

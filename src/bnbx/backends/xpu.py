@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bnbx.backends.loading import Found, OtherTorchError
+from bnbx.backends.loading import Found, find_module
 from bnbx.backends.native_grouped import NativeGroupedBackend
 from bnbx.backends.paged_memory import PagedDevices
 
@@ -30,15 +29,9 @@ _DECODE_FIRST = 16
 
 
 def find() -> Found | None:
-    """Return the module for a torch for Intel's GPUs; say why there is none if there could be."""
-    is_installed = importlib.util.find_spec("bnbx._ext._sycl") is not None
-    if torch.version.xpu is None:
-        if not is_installed:
-            return None
-        raise OtherTorchError(f"torch {torch.__version__} is built without XPU")
-    if not is_installed:
-        raise LookupError("this bnbx was built without them")
-    return Found("_sycl", XpuBackend, PagedDevices)
+    """Return the module for a torch for Intel's GPUs; say why there is none if there could be one."""
+    found = Found("_sycl", XpuBackend, PagedDevices)
+    return find_module(found, "XPU", fits_torch=torch.version.xpu is not None)
 
 
 def _current_queue(tensor: Tensor) -> int:

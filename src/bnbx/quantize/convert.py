@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import importlib
@@ -170,8 +171,9 @@ def dequantize_(model: Module, dtype: torch.dtype | None = None) -> Module:
     model
         Any module that contains ``Linear4bit`` or ``Linear8bitLt`` layers.
     dtype
-        Of the weights; by default the one that they had before they were quantized, or float32 if
-        that is not known, as after loading an int8 checkpoint.
+        Of the weights; by default the one that they had before they were quantized. If that is not
+        known, as after loading an int8 checkpoint, the one that most of the model's other
+        parameters have.
 
     Returns
     -------
@@ -185,13 +187,14 @@ def dequantize_(model: Module, dtype: torch.dtype | None = None) -> Module:
     """
     if isinstance(model, Linear4bit | Linear8bitLt):
         raise error("model", "a module that contains quantized layers", type(model).__name__)
+    others = _usual_dtype(model)
     done: dict[int, torch.nn.Parameter] = {}
     for names in names_of_modules(model, (Linear4bit, Linear8bitLt)):
         old = cast("Linear4bit | Linear8bitLt", model.get_submodule(names[0]))
         new = torch.nn.Linear(old.in_features, old.out_features, bias=False, device="meta")
         weight = cast("QuantizedParameter", old.weight)
         if id(weight) not in done:
-            done[id(weight)] = torch.nn.Parameter(_dequantized(weight, dtype))
+            done[id(weight)] = torch.nn.Parameter(_dequantized(weight, dtype, others))
         new.weight = done[id(weight)]
         _replace(model, names, old, new)
     for module in model.modules():
@@ -355,10 +358,21 @@ def _relative_error(old: Tensor, new: QuantizedParameter) -> float:
     return math.sqrt(change / norm) if norm else math.sqrt(change)
 
 
-def _dequantized(weight: QuantizedParameter, dtype: torch.dtype | None) -> Tensor:
+def _dequantized(
+    weight: QuantizedParameter, dtype: torch.dtype | None, others: torch.dtype
+) -> Tensor:
     if dtype is None and isinstance(weight, Int8Params):
-        dtype = weight.quantized_from
+        dtype = weight.quantized_from or others
     return weight.dequantize().to(dtype)
+
+
+def _usual_dtype(model: Module) -> torch.dtype:
+    """Return the dtype of most of the elements that are not quantized; float32 if there are none."""
+    count: collections.Counter[torch.dtype] = collections.Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and not isinstance(parameter, Int8Params | Params4bit):
+            count[parameter.dtype] += parameter.numel()
+    return max(count, key=count.__getitem__, default=torch.float32)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Joins the .metal sources and the headers that they include into the one text that is compiled.
 
-python bundle.py OUT. A header is included once. Includes of the C++ library are left out: Metal has
-what they declare. PyTorch hands the text to the compiler as ASCII, and embeds headers of its own.
+python metal_source.py OUT. A header is included once. Includes of the C++ library are left out:
+Metal has what they declare. PyTorch hands the text to the compiler as ASCII.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-KERNELS = Path(__file__).resolve().parents[1]
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 _INCLUDE = re.compile(r'#include (?:"(?P<own>[^"]+)"|<(?P<other>[^>]+)>)')
 
 
@@ -34,7 +34,7 @@ def bundled(source: Path, seen: set[Path]) -> list[str]:
 def main(out: str) -> None:
     """Write the text of all kernels."""
     seen: set[Path] = set()
-    sources = sorted(Path(__file__).parent.glob("*.metal"))
+    sources = sorted((KERNELS / "metal").glob("*.metal"))
     lines = [line for source in sources for line in bundled(source, seen)]
     Path(out).write_text("\n".join(lines) + "\n", encoding="ascii")
 
