@@ -78,7 +78,7 @@ class MetalBackend(MetalOptimizers):
         A = A.contiguous()
         columns = 0 if importance is None else importance.numel()
         weights = absmax if importance is None else importance.contiguous()
-        trials = [float(factor) for factor in factors] or [1.0]  # a list cannot be empty
+        trials = A.new_tensor(factors, dtype=torch.float32)
         self.launch_for(
             "scale_search_4bit",
             A.dtype,
