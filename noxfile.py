@@ -222,7 +222,7 @@ def aarch64(session: nox.Session) -> None:
         # A name that bnbx does not find on the processor fails the tests; an instruction that the
         # processor lacks ends them.
         env = {"QEMU_CPU": processor, "BNBX_FORCE_ISA": isa}
-        session.run("ctest", "--preset=aarch64", env=env)
+        session.run("ctest", "--preset=aarch64", "--parallel=2", env=env)
 
 
 @nox.session(tags=CI)
@@ -232,7 +232,7 @@ def windows(session: nox.Session) -> None:
     session.install("cmake>=3.24", "ninja")
     session.run("cmake", "--preset=windows", "-GNinja")
     session.run("cmake", "--build", "--preset=windows")
-    session.run("ctest", "--preset=windows")
+    session.run("ctest", "--preset=windows", "--parallel=2")
 
 
 @nox.session(tags=CI)
