@@ -448,7 +448,7 @@ def wheels(session: nox.Session) -> None:
     session.install(*nox.project.dependency_groups(PYPROJECT, "wheels"))
     tmp = Path(session.create_tmp())
     if "--aarch64" in session.posargs:
-        load_on_aarch64(session, cross_built_wheel(session), tmp / "aarch64")
+        load_on_aarch64(session, cross_built_wheel(session), tmp.absolute() / "aarch64")
         return
     wheel = repaired_wheel(session)
     session.run("pip", "uninstall", "--yes", "bnbx")
