@@ -499,16 +499,17 @@ def load_on_aarch64(session: nox.Session, wheel: Path, home: Path) -> None:
     zipfile.ZipFile(wheel).extractall(home / "site")
     for processor, isa in AARCH64_PROCESSORS.items():
         load = f"import _cpu; isa = _cpu.describe()['isa']; print(isa); assert isa == {isa!r}"
-        qemu = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
+        qemu: tuple[str, ...] = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
         libraries = ":".join(str(home / part / "aarch64-linux-gnu") for part in ("lib", "usr/lib"))
         variables = {
             "LD_LIBRARY_PATH": libraries,
             "PYTHONHOME": home / "usr",
             "PYTHONPATH": home / "site/bnbx/_ext",
         }
-        options = (f"-E{name}={value}" for name, value in variables.items())
+        for name, value in variables.items():
+            qemu += ("-E", f"{name}={value}")
         python = (str(next((home / "usr/bin").glob("python3.*"))), "-c", load)
-        session.run(*qemu, *options, *python, external=True, env={"QEMU_CPU": processor})
+        session.run(*qemu, *python, external=True, env={"QEMU_CPU": processor})
 
 
 def check_wheel(session: nox.Session, wheel: Path, limit: int = WHEEL_LIMIT) -> None:
