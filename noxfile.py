@@ -222,7 +222,7 @@ def aarch64(session: nox.Session) -> None:
         # A name that bnbx does not find on the processor fails the tests; an instruction that the
         # processor lacks ends them.
         env = {"QEMU_CPU": processor, "BNBX_FORCE_ISA": isa}
-        session.run("ctest", "--preset=aarch64", env=env)
+        session.run("ctest", "--preset=aarch64", "--parallel=2", env=env)
 
 
 @nox.session(tags=CI)
@@ -232,7 +232,7 @@ def windows(session: nox.Session) -> None:
     session.install("cmake>=3.24", "ninja")
     session.run("cmake", "--preset=windows", "-GNinja")
     session.run("cmake", "--build", "--preset=windows")
-    session.run("ctest", "--preset=windows")
+    session.run("ctest", "--preset=windows", "--parallel=2")
 
 
 @nox.session(tags=CI)
@@ -448,7 +448,7 @@ def wheels(session: nox.Session) -> None:
     session.install(*nox.project.dependency_groups(PYPROJECT, "wheels"))
     tmp = Path(session.create_tmp())
     if "--aarch64" in session.posargs:
-        load_on_aarch64(session, cross_built_wheel(session), tmp / "aarch64")
+        load_on_aarch64(session, cross_built_wheel(session), tmp.absolute() / "aarch64")
         return
     wheel = repaired_wheel(session)
     session.run("pip", "uninstall", "--yes", "bnbx")
@@ -499,16 +499,17 @@ def load_on_aarch64(session: nox.Session, wheel: Path, home: Path) -> None:
     zipfile.ZipFile(wheel).extractall(home / "site")
     for processor, isa in AARCH64_PROCESSORS.items():
         load = f"import _cpu; isa = _cpu.describe()['isa']; print(isa); assert isa == {isa!r}"
-        qemu = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
+        qemu: tuple[str, ...] = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
         libraries = ":".join(str(home / part / "aarch64-linux-gnu") for part in ("lib", "usr/lib"))
         variables = {
             "LD_LIBRARY_PATH": libraries,
             "PYTHONHOME": home / "usr",
             "PYTHONPATH": home / "site/bnbx/_ext",
         }
-        options = (f"-E{name}={value}" for name, value in variables.items())
+        for name, value in variables.items():
+            qemu += ("-E", f"{name}={value}")
         python = (str(next((home / "usr/bin").glob("python3.*"))), "-c", load)
-        session.run(*qemu, *options, *python, external=True, env={"QEMU_CPU": processor})
+        session.run(*qemu, *python, external=True, env={"QEMU_CPU": processor})
 
 
 def check_wheel(session: nox.Session, wheel: Path, limit: int = WHEEL_LIMIT) -> None:

@@ -25,7 +25,7 @@ def main() -> None:
     """Unpack the packages into the folder of the command line, in place of what is there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    folder = parser.parse_args().folder.absolute()  # apt wants whole paths
     shutil.rmtree(folder, ignore_errors=True)
     debian_packages.unpack("bookworm", PACKAGES, folder, "arm64")
 
