@@ -441,21 +441,74 @@ def quality_study(session: nox.Session) -> None:
 
 @nox.session(tags=CI)
 def wheels(session: nox.Session) -> None:
-    """Build the wheel into dist/, check what it holds and load it on every Python that is there."""
+    """Build the wheel into dist/, check what it holds and load it on every Python that is there.
+
+    `-- --aarch64` builds that for 64-bit Arm instead, and loads it under qemu.
+    """
     session.install(*nox.project.dependency_groups(PYPROJECT, "wheels"))
     tmp = Path(session.create_tmp())
-    shutil.rmtree(tmp / "built", ignore_errors=True)
-    session.run("pip", "wheel", "--no-deps", f"--wheel-dir={tmp / 'built'}", ".")
-    # libgomp must stay the one that torch has loaded: a copy would bring a second thread pool.
-    repair = ("auditwheel", "repair", "--exclude=libgomp.so.1", "--wheel-dir=dist")
-    session.run(*repair, *map(str, (tmp / "built").glob("*.whl")))
-    wheel = max(Path("dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    check_wheel(session, wheel)
+    if "--aarch64" in session.posargs:
+        load_on_aarch64(session, cross_built_wheel(session), tmp / "aarch64")
+        return
+    wheel = repaired_wheel(session)
     session.run("pip", "uninstall", "--yes", "bnbx")
     session.install(str(wheel))
     session.run("python", "-W", "error", "-m", "bnbx")
     for version in PYTHONS:
         load_on(session, version, tmp / version, wheel)
+
+
+def repaired_wheel(session: nox.Session, *options: str, **env: str) -> Path:
+    """Build a wheel into dist/, check it and return its path."""
+    built = Path(session.create_tmp()) / "built"
+    shutil.rmtree(built, ignore_errors=True)
+    session.run("pip", "wheel", "--no-deps", f"--wheel-dir={built}", *options, ".", env=env)
+    # libgomp must stay the one that torch has loaded: a copy would bring a second thread pool.
+    repair = ("auditwheel", "repair", "--exclude=libgomp.so.1", "--wheel-dir=dist")
+    session.run(*repair, *map(str, built.glob("*.whl")))
+    wheel = max(Path("dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    check_wheel(session, wheel)
+    session.run("abi3audit", "--strict", str(wheel))
+    return wheel
+
+
+def cross_built_wheel(session: nox.Session) -> Path:
+    """Build the wheel for 64-bit Arm Linux with Debian's cross compiler."""
+    need(session, AARCH64_TOOLS)
+    # Not isolated: the platform that pip is told would choose the build's own tools, too.
+    session.install(*PYPROJECT["build-system"]["requires"], "cmake>=3.24", "ninja")
+    ask = ("python", "-c", "import sysconfig; print(sysconfig.get_path('include'))")
+    headers = str(session.run(*ask, silent=True)).strip()
+    defines = {
+        "CMAKE_TOOLCHAIN_FILE": Path("cmake/toolchains/aarch64-linux-gnu.cmake").absolute(),
+        "Python_INCLUDE_DIR": headers,  # of this machine's Python: the stable ABI is the same
+    }
+    options = (f"-Ccmake.define.{key}={value}" for key, value in defines.items())
+    return repaired_wheel(
+        session,
+        "--no-build-isolation",
+        "-Cbuild-dir=build/aarch64-wheel",
+        *options,
+        _PYTHON_HOST_PLATFORM="linux-aarch64",
+    )
+
+
+def load_on_aarch64(session: nox.Session, wheel: Path, home: Path) -> None:
+    """Load the wheel's extension in Debian's Python for 64-bit Arm, under qemu."""
+    session.run("python", "cmake/aarch64_python.py", str(home))
+    zipfile.ZipFile(wheel).extractall(home / "site")
+    for processor, isa in AARCH64_PROCESSORS.items():
+        load = f"import _cpu; isa = _cpu.describe()['isa']; print(isa); assert isa == {isa!r}"
+        qemu = ("qemu-aarch64", "-L", "/usr/aarch64-linux-gnu")
+        libraries = ":".join(str(home / part / "aarch64-linux-gnu") for part in ("lib", "usr/lib"))
+        variables = {
+            "LD_LIBRARY_PATH": libraries,
+            "PYTHONHOME": home / "usr",
+            "PYTHONPATH": home / "site/bnbx/_ext",
+        }
+        options = (f"-E{name}={value}" for name, value in variables.items())
+        python = (str(next((home / "usr/bin").glob("python3.*"))), "-c", load)
+        session.run(*qemu, *options, *python, external=True, env={"QEMU_CPU": processor})
 
 
 def check_wheel(session: nox.Session, wheel: Path, limit: int = WHEEL_LIMIT) -> None:

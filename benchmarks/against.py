@@ -144,7 +144,8 @@ def main() -> None:
     for name, verdict in verdicts.items():
         mark = " **slower**" if name in slower else ""
         print(f"| {name} | {verdict.ratio:.2f}{mark} | {verdict.noise:.2f} |")
-    print("\n" + "\n".join(f"Not compared: {why}" for why in left_out))
+    if left_out:
+        print("\n" + "\n".join(f"Not compared: {why}" for why in left_out))
     if slower:
         raise SystemExit(f"slower by more than {TOLERANCE:.0%} and the noise: {', '.join(slower)}")
 

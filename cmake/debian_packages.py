@@ -25,8 +25,13 @@ Signed-By: {keys}
 """
 
 
-def unpack(release: str, packages: Iterable[str], root: Path) -> None:
-    """Download packages of a release, not what they depend on, and unpack them into ``root``."""
+def unpack(
+    release: str, packages: Iterable[str], root: Path, architecture: str | None = None
+) -> None:
+    """Download packages of a release, not what they depend on, and unpack them into ``root``.
+
+    For this machine, or for an architecture as Debian calls it.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent) as name:
         work = Path(name)
@@ -42,6 +47,10 @@ def unpack(release: str, packages: Iterable[str], root: Path) -> None:
             "Dir::Cache::srcpkgcache": "",
             "APT::Sandbox::User": "root",
         }
+        if architecture:
+            (work / "status").touch()  # what is installed here is of another
+            options["Dir::State::status"] = work / "status"
+            options["APT::Architecture"] = options["APT::Architectures"] = architecture
         apt = ["apt-get", "-qq", *(f"-o{key}={value}" for key, value in options.items())]
         _run([*apt, "update"], work)
         _run([*apt, "download", *packages], work / "packages")

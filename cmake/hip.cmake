@@ -8,7 +8,7 @@ if(DEFINED CMAKE_HIP_ARCHITECTURES)
 endif()
 if(CMAKE_VERSION VERSION_LESS 3.28)
   message(FATAL_ERROR "COMPUTE_BACKEND=hip: expected CMake 3.28 or newer, got ${CMAKE_VERSION}. "
-                      "`pip install cmake` brings one.")
+                      "Add -Ccmake.version='>=3.28' to the command of pip, which brings one.")
 endif()
 include(CheckLanguage)
 check_language(HIP)

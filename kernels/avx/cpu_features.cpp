@@ -2,6 +2,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <thread>
+
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#endif
 
 #ifdef BNBX_X86
 #ifdef _MSC_VER
@@ -88,8 +93,6 @@ bool cpu_has_amx() {
 #ifdef BNBX_NEON
 #ifdef __linux__
 #include <sys/auxv.h>
-#elif defined(__APPLE__)
-#include <sys/sysctl.h>
 #elif defined(_WIN32)
 #include <windows.h>
 #endif
@@ -131,3 +134,18 @@ bool cpu_has_neon_mmla() { return has(kDotProduct) && has(kInt8Matrix) && has(kB
 
 }  // namespace bnbx
 #endif  // BNBX_NEON
+
+namespace bnbx {
+
+int fast_processors() {
+#ifdef __APPLE__
+  int count = 0;
+  size_t size = sizeof(count);
+  if (sysctlbyname("hw.perflevel0.logicalcpu", &count, &size, nullptr, 0) == 0 && count > 0) {
+    return count;
+  }
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+}  // namespace bnbx

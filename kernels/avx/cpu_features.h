@@ -12,4 +12,6 @@ bool cpu_has_amx();  // and BF16, tiles of bf16 and int8, for which it asks the 
 bool cpu_has_neon_dotprod();  // the dot products of int8; NEON itself is on every 64-bit Arm
 bool cpu_has_neon_mmla();     // and the matrix products of int8 and bf16
 
+int fast_processors();  // all of them where the system knows no kinds
+
 }  // namespace bnbx

@@ -9,10 +9,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
-#include <thread>
 
 #ifdef BNBX_DISPATCH
 #include <dispatch/dispatch.h>
+
+#include "avx/cpu_features.h"
 #elif defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -26,12 +27,13 @@ static inline bool& in_parallel() {
   return inside;
 }
 
-// OMP_NUM_THREADS, which torch obeys too, or all processors.
+// OMP_NUM_THREADS, which torch obeys too, or all processors of the fast kind: each thread has the
+// same share, and a slow one would keep the others waiting.
 static inline int64_t most_threads() {
   static const int64_t most = [] {
     const char* wanted = std::getenv("OMP_NUM_THREADS");
     const long count = wanted == nullptr ? 0 : std::strtol(wanted, nullptr, 10);
-    return count > 0 ? int64_t{count} : int64_t{std::thread::hardware_concurrency()};
+    return count > 0 ? int64_t{count} : int64_t{fast_processors()};
   }();
   return most;
 }

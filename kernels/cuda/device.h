@@ -116,6 +116,16 @@ __device__ inline T group_sum(T x) {
   return x;
 }
 
+// How a function takes a table, one of a kernel's arguments, that it indexes at run time. For AMD's
+// GPUs that has to be a copy: the compiler would put all arguments into memory of each thread.
+#if defined(__HIPCC__)
+template <class T>
+using Indexed = T;
+#else
+template <class T>
+using Indexed = const T&;
+#endif
+
 inline int64_t ceil_div(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 #if !defined(BNBX_SYCL)

@@ -13,9 +13,9 @@ using Tile64 = Tile<32, 64, 128, 2, 2, 2, 16>;
 // whose product would be of no use, gains nothing.
 static constexpr int64_t kGemvMost = 4, kGemvMostBesideOperands = 2;
 
-// Rows up to which decoding the weight again for every 64 of them costs less than writing it to
-// shared memory and reading it from there.
-static constexpr int64_t kOperandsMost = 128;
+// Rows up to which decoding the weight again for every 64 of them costs no more than writing it to
+// shared memory and reading it from there for 128.
+static constexpr int64_t kOperandsMost = 256;
 
 // Shared memory of a block on the smallest device from 8.0 on (8.6). What has less has no
 // asynchronous copies, and bfloat16 not in its tensor cores.

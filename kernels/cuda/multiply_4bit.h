@@ -116,7 +116,10 @@ struct Multiplier<float, Tile> {
     row = static_cast<int>(threadIdx.x) / kSide;
   }
 
+  // A step's sums are added up by themselves: errors grow with the length of a step and with the
+  // number of steps, not with the whole depth.
   __device__ void add(const float* weight, const float* A) {
+    float parts[kRows][kColumns] = {};
     for (int k = 0; k < Tile::kDepth; k += 4) {
       Vector<float, 4> w[kColumns];
       for (int j = 0; j < kColumns; ++j) {
@@ -126,10 +129,13 @@ struct Multiplier<float, Tile> {
         const auto a = load_vector<float, 4>(A + (row + i * kSide) * kStride + k);
         for (int j = 0; j < kColumns; ++j) {
           for (int e = 0; e < 4; ++e) {
-            sums[i][j] = fmaf(a.values[e], w[j].values[e], sums[i][j]);
+            parts[i][j] = fmaf(a.values[e], w[j].values[e], parts[i][j]);
           }
         }
       }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kColumns; ++j) sums[i][j] += parts[i][j];
     }
   }
 

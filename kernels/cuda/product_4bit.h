@@ -166,7 +166,7 @@ struct PairTable {
   Pair* pairs;
 
   // All threads of the block take part; a barrier has to follow.
-  __device__ void fill(const Values16& table) const {
+  __device__ void fill(Indexed<Values16> table) const {
     for (int i = static_cast<int>(threadIdx.x); i < 256 * kCopies;
          i += static_cast<int>(blockDim.x)) {
       const int byte = i / kCopies;
@@ -187,7 +187,7 @@ struct WordTable {
 
   uint32_t* pairs;
 
-  __device__ void fill(const Values16& table) const {
+  __device__ void fill(Indexed<Values16> table) const {
     for (int byte = static_cast<int>(threadIdx.x); byte < 256;
          byte += static_cast<int>(blockDim.x)) {
       const uint32_t pair = pack(table.values[byte >> 4], table.values[byte & 15], T{});

@@ -30,7 +30,7 @@ std::vector<float> rule_constants(OptimizerRule rule, const Hyperparameters& h, 
     case OptimizerRule::kLion: return constants_of<Lion>(h, step);
     case OptimizerRule::kAdEMAMix: return constants_of<AdEMAMix>(h, step);
   }
-  throw std::invalid_argument("rule: expected one of bnbx::OptimizerRule");
+  throw std::logic_error("no optimizer has this rule");
 }
 
 void read_quantiles(const int64_t* counts, int64_t n, double offset, int64_t num_quantiles,

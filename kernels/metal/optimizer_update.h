@@ -29,7 +29,7 @@ BNBX_INLINE StateMemory memory_of(int state, ulong numel, device void* state1, d
   out.codes = static_cast<device uchar*>(of) + (kBits == 4 ? (before + 1) / 2 : before);
   out.absmax = (state == 1 ? absmax2 : absmax1) + (before + tile - 1) / tile;
   out.map = state == 1 ? qmap2 : qmap1;
-  out.bounds = bounds + (state == 1 ? 255 : 0);
+  out.bounds = state == 1 && bounds != nullptr ? bounds + 255 : bounds;
   return out;
 }
 

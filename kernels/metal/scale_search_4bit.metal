@@ -57,7 +57,7 @@ struct Search {
 template <class T>
 BNBX_KERNEL void scale_search_4bit(const device T* A, constant long& n,
                                    const device float* importance, constant long& columns,
-                                   constant float* factors, constant long& trials,
+                                   const device float* factors, constant long& trials,
                                    constant long& refinements, constant long& blocksize,
                                    constant long& quant_type, device float* absmax, BNBX_PLACE) {
   const ulong number = thread_number(block, tid);

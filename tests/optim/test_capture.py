@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bnbx.optim import SGD, Adam, Adam8bit, AdamW8bit, Muon8bit
+from bnbx.optim import SGD, Adam, Adam8bit, AdamW8bit, Muon8bit, capture
 
 from .families import FAMILIES, MAKERS, every_maker, make, parameters, set_gradients
 
@@ -279,3 +280,11 @@ def test_a_step_cannot_be_part_of_a_full_graph():
 
     with pytest.raises(torch._dynamo.exc.Unsupported, match="step"):
         step()
+
+
+def test_an_apple_gpu_has_no_numbers_on_the_device():
+    device = torch.device("mps")
+    with pytest.raises(ValueError, match=r"^params: expected a device on which torch has float64"):
+        capture.counted_on_device({"step": 0}, device)
+    with pytest.raises(ValueError, match=r"got mps\. Leave capturable False"):
+        capture.live_numbers(SimpleNamespace(device=device), [], None)

@@ -1,8 +1,8 @@
 """Which products with a 4-bit weight are left to torch on an NVIDIA GPU, after decoding the weight.
 
-The kernels read 0.5 bytes for each weight and decode it again for every 128 rows of activations.
-Decoding first moves 2.5 bytes before torch's product begins (in float32 4.5), but that then runs at
-the full rate of the tensor cores. docs/cuda.md has the arithmetic.
+The kernels read 0.5 bytes for each weight and decode it again for every 64 or 128 rows of
+activations. Decoding first moves 2.5 bytes before torch's product begins (in float32 4.5), but that
+then runs at the full rate of the tensor cores. docs/cuda.md has the arithmetic.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class _Ways(NamedTuple):
 
 #: The first line that fits is taken. None of these numbers has been measured; they are reasoned:
 #:
-#: - Hopper, 9.0: ``mma.sync`` has some 60 % of the tensor cores' rate, and shared memory sets the
-#:   same limit, so that a second tile of rows costs about as much as decoding first. A decoded
-#:   weight of up to 2^24 elements stays in the second-level cache; a larger one takes bandwidth.
+#: - Hopper, 9.0: instructions and shared memory set about the same limit, so that after 128 rows
+#:   decoding the weight once more costs about as much as decoding first. A decoded weight of up to
+#:   2^24 elements stays in the second-level cache; a larger one takes bandwidth.
 #: - 10.0 and 11.0 have more bandwidth for each multiprocessor, and no better ``mma.sync``.
 #: - 8.0 has ``mma.sync`` at its full rate. So do 8.6 to 8.9 and 12.0, with half the bandwidth, so
 #:   that decoding pays off later still.

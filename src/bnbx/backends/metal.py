@@ -33,7 +33,7 @@ _PATTERNS, _SPAN, _COUNTED = 1 << 16, 1 << 30, 64
 
 
 def find() -> Found | None:
-    """Return the module for a torch for Apple's GPUs; say why there is none if there could be one."""
+    """Return the module for a torch for Apple's GPUs; say why there is none if there could be."""
     found = Found("_metal", MetalBackend)
     return find_module(found, "MPS", fits_torch=torch.backends.mps.is_built())
 
@@ -78,7 +78,7 @@ class MetalBackend(MetalOptimizers):
         A = A.contiguous()
         columns = 0 if importance is None else importance.numel()
         weights = absmax if importance is None else importance.contiguous()
-        trials = [float(factor) for factor in factors] or [1.0]  # a list cannot be empty
+        trials = A.new_tensor(factors, dtype=torch.float32)
         self.launch_for(
             "scale_search_4bit",
             A.dtype,

@@ -29,7 +29,7 @@ _DECODE_FIRST = 16
 
 
 def find() -> Found | None:
-    """Return the module for a torch for Intel's GPUs; say why there is none if there could be one."""
+    """Return the module for a torch for Intel's GPUs; say why there is none if there could be."""
     found = Found("_sycl", XpuBackend, PagedDevices)
     return find_module(found, "XPU", fits_torch=torch.version.xpu is not None)
 

@@ -30,11 +30,19 @@ def refuse_uncaptured(p: Tensor) -> None:
         raise error("capturable", "True for a step in a CUDA graph", False, hint)
 
 
+def _refuse_without_float64(device: torch.device) -> None:
+    if device.type == "mps":
+        expected = "a device on which torch has float64, which has the numbers of a step"
+        hint = "Leave capturable False, percentile_clipping 100 and lr a number."
+        raise error("params", expected, device, hint)
+
+
 def counted_on_device(state: dict[str, Any], device: torch.device) -> None:
     """Make the step count of a state a tensor; float64, so that powers of it are those of the host.
 
     Graphs need it to stay the same tensor from the step before the capture on.
     """
+    _refuse_without_float64(device)
     if not isinstance(state["step"], Tensor):
         step = float(state["step"])
         state["step"] = torch.full((), step, dtype=torch.float64, device=device)
@@ -61,6 +69,7 @@ def live_numbers(
         Returns the constants of a step, in the order of the operation's schema, from the settings
         and the count, an int or a tensor of shape ``(parameters,)``.
     """
+    _refuse_without_float64(batch.device)
     steps = [state["step"] for state in batch.states]
     counts = (torch.stack(steps) if batch.is_counted_on_device else batch.step) + 1
     lr = batch.config["lr"]

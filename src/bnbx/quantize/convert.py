@@ -367,7 +367,7 @@ def _dequantized(
 
 
 def _usual_dtype(model: Module) -> torch.dtype:
-    """Return the dtype of most of the elements that are not quantized; float32 if there are none."""
+    """Return the dtype of most elements that are not quantized; float32 if there are none."""
     count: collections.Counter[torch.dtype] = collections.Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point() and not isinstance(parameter, Int8Params | Params4bit):
