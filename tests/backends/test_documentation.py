@@ -32,7 +32,7 @@ CLASSES = {
 
 def table():
     """Return what stands in the table: backend -> operation -> word."""
-    text = DOCUMENT.split("## Operations")[1]
+    text = DOCUMENT.split("## Operations")[1].split("\n## ")[0]
     lines = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
     head, _, *rows = (line.split(" | ") for line in lines)
     found = {name: {} for column in head[1:] for name in re.findall(r"\w+", column)}
