@@ -153,6 +153,15 @@ __device__ inline RowTile find_row_tile(const Product4& p, int64_t tile, int64_t
   return {p.E, 0, 0};
 }
 
+// Where a table with 2^kShift bytes for each entry has what is `copy_offset` bytes into the entry
+// for the byte number `byte` of a word of codes, put together without a multiplication.
+template <int kShift>
+__device__ inline uint32_t entry_offset(uint32_t word, int byte, uint32_t copy_offset) {
+  const int shift = 8 * byte - kShift;
+  const uint32_t shifted = shift < 0 ? word << -shift : word >> shift;
+  return (shifted & 255u << kShift) | copy_offset;
+}
+
 // The values of two codes in a byte, for every byte, in shared memory. There are kCopies of each
 // pair side by side, and lanes use different ones: with 16 copies no two lanes that the hardware
 // serves at a time meet in a bank. A table of 16 entries would give half as much per access.
@@ -177,6 +186,14 @@ struct PairTable {
   __device__ Pair operator()(uint32_t byte) const {
     return pairs[byte * kCopies + threadIdx.x % kCopies];
   }
+
+  // Of the byte number `byte` of a word of codes.
+  __device__ Pair pair_of(uint32_t word, int byte) const {
+    static_assert(kCopies == 16 || kCopies == 4);
+    const uint32_t at =
+        entry_offset<kCopies == 16 ? 7 : 5>(word, byte, threadIdx.x % kCopies * sizeof(Pair));
+    return *reinterpret_cast<const Pair*>(reinterpret_cast<const unsigned char*>(pairs) + at);
+  }
 };
 
 // The same for a type of 16 bits, to which the values are rounded: a pair is a word, and each lane
@@ -196,11 +213,8 @@ struct WordTable {
     }
   }
 
-  // Of the byte number `byte` of a word of codes. The place in the table, the byte times 128 and
-  // the lane's copy, is put together without a multiplication.
   __device__ uint32_t pair_of(uint32_t word, int byte) const {
-    const uint32_t shifted = byte == 0 ? word << 7 : word >> (8 * byte - 7);
-    const uint32_t at = (shifted & 255u << 7) | threadIdx.x % kGroup * 4;
+    const uint32_t at = entry_offset<7>(word, byte, threadIdx.x % kGroup * 4);
     return *reinterpret_cast<const uint32_t*>(reinterpret_cast<const unsigned char*>(pairs) + at);
   }
 };

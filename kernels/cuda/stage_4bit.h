@@ -111,7 +111,7 @@ struct Stage {
       const float scale = scales[i / 4];
       float values[8];
       for (int byte = 0; byte < 4; ++byte) {
-        const auto pair = table(word >> 8 * byte & 255u);
+        const auto pair = table.pair_of(word, byte);
         values[2 * byte] = pair.first * scale;
         values[2 * byte + 1] = pair.second * scale;
       }
