@@ -61,6 +61,21 @@ DEBIAN_CMAKE = "/usr/lib/x86_64-linux-gnu/cmake"
 #: One GPU with waves of 64, and one with waves of 32.
 QUICK_HIP_ARCHITECTURES = "gfx90a;gfx1100"
 HIP_WHEEL_LIMIT = 15_000_000
+SYCL_RUNTIME = "dpcpp-cpp-rt==2026.2.0"
+#: Tests of operations whose kernels compile soonest, one of each kind.
+SYCL_QUICK = tuple(
+    f"{OP_TESTS}/test_{name}.py"
+    for name in (
+        "dequantize_4bit",
+        "quantize_4bit",
+        "dequantize_blockwise",
+        "estimate_quantiles",
+        "int8_vectorwise_quant",
+        "int8_linear_matmul",
+        "int8_mm_dequant",
+        "int8_vectorwise_dequant",
+    )
+)
 #: What the session aarch64 runs -> the Debian package that has it.
 AARCH64_TOOLS = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
 #: What the session windows runs, likewise.
@@ -209,6 +224,31 @@ def metal(session: nox.Session) -> None:
     run_sanitized(
         session, "build/metal-asan", ("BNBX_METAL_EMULATOR=ON",), OP_TESTS, *METAL_SANITIZED, **env
     )
+
+
+@nox.session(tags=CI)
+def sycl(session: nox.Session) -> None:
+    """Build the SYCL kernels with g++, and run the operations on Intel's SYCL device for the CPU.
+
+    `-- --quick` runs those in SYCL_QUICK only; what was compiled once is kept in build/sycl.
+    """
+    session.install(SYCL_RUNTIME, "cmake>=3.24", "ninja")
+    prefix = Path(session.virtualenv.location)
+    options = ("COMPUTE_BACKEND=sycl", f"BNBX_SYCL_ROOT={prefix}")
+    defines = (f"-Ccmake.define.{option}" for option in options)
+    install(session, "test", "-Cbuild-dir=build/sycl", *defines)
+    env = {
+        "BNBX_SYCL_CPU": "1",
+        # The driver takes 15 s for a large kernel with its loops unrolled, less than 2 s otherwise.
+        "BNBX_SYCL_OPTIONS": "-O0",
+        "SYCL_CACHE_DIR": str(Path("build/sycl/kernels").absolute()),
+        # The package's own list of drivers names a folder that is not there.
+        "OCL_ICD_FILENAMES": str(prefix / "lib/libintelocl.so"),
+    }
+    session.run("python", "-W", "error", "-m", "bnbx", env=env)
+    quick = "--quick" in session.posargs
+    rest = [argument for argument in session.posargs if argument != "--quick"]
+    session.run("pytest", *(SYCL_QUICK if quick else (OP_TESTS,)), *rest, env=env)
 
 
 @nox.session(tags=CI)

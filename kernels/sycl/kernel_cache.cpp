@@ -1,8 +1,10 @@
 #include "sycl/kernel_cache.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <mutex>
+#include <sstream>
 #include <stdexcept>
 #include <sycl/sycl.hpp>
 #include <tuple>
@@ -12,16 +14,23 @@ namespace bnbx::gpu {
 namespace syclex = sycl::ext::oneapi::experimental;
 using Bundle = sycl::kernel_bundle<sycl::bundle_state::executable>;
 
-// As on the CPU, products and sums keep their own rounding; kernels ask for fmaf by name.
+// As on the CPU, products and sums keep their own rounding; kernels ask for fmaf by name. What
+// BNBX_SYCL_OPTIONS has comes last: in tests -O0, since the CPU's driver takes 15 s for a large
+// kernel whose loops are unrolled.
 static std::vector<std::string> options_for(int64_t shared_bytes) {
-  return {"-std=c++17",
-          "-I.",
-          "-Iinclude",
-          "-DBNBX_SYCL",
-          "-DBNBX_SHARED_BYTES=" + std::to_string(shared_bytes),
-          "-ffp-contract=off",
-          "-fno-sycl-id-queries-fit-in-int",
-          "-Wno-unknown-pragmas"};
+  std::vector<std::string> options{"-std=c++17",
+                                   "-I.",
+                                   "-Iinclude",
+                                   "-DBNBX_SYCL",
+                                   "-DBNBX_SHARED_BYTES=" + std::to_string(shared_bytes),
+                                   "-ffp-contract=off",
+                                   "-fno-sycl-id-queries-fit-in-int",
+                                   "-Wno-unknown-pragmas"};
+  if (const char* more = std::getenv("BNBX_SYCL_OPTIONS")) {
+    std::istringstream words(more);
+    for (std::string word; words >> word;) options.push_back(word);
+  }
+  return options;
 }
 
 static void check(const sycl::device& device) {
@@ -37,17 +46,19 @@ static Bundle compile(const sycl::context& context, const sycl::device& device,
                       const Kernel& kernel, int64_t shared_bytes) {
   syclex::include_files files;
   for (const auto& [path, text] : sources()) files.add(path, text);
-  // GCC leaves out the namespace of a kernel that it has in an unnamed one.
-  const std::string text =
-      "#include \"" + kernel.source + "\"\nusing namespace bnbx::gpu;\n";
-  auto source = syclex::create_kernel_bundle_from_source(
-      context, syclex::source_language::sycl, text, syclex::properties{files});
+  // GCC leaves out the namespace of a kernel that it has in an unnamed one. The compiler of 2026.2
+  // crashes where the types of its arguments are not complete yet.
+  const std::string text = "#include \"" + kernel.source + "\"\nusing namespace bnbx::gpu;\n" +
+                           "static_assert(decltype(parameters_of(" + kernel.name +
+                           "))::kBytes <= kArgumentBytes);\n";
+  auto source = syclex::create_kernel_bundle_from_source(context, syclex::source_language::sycl,
+                                                         text, syclex::properties{files});
   std::string log;
   try {
-    return syclex::build(source, {device},
-                         syclex::properties{syclex::build_options{options_for(shared_bytes)},
-                                            syclex::registered_names{kernel.name},
-                                            syclex::save_log{&log}});
+    return syclex::build(
+        source, {device},
+        syclex::properties{syclex::build_options{options_for(shared_bytes)},
+                           syclex::registered_names{kernel.name}, syclex::save_log{&log}});
   } catch (const sycl::exception& failure) {
     std::string what = "compiling " + kernel.name + " for " +
                        device.get_info<sycl::info::device::name>() + ": " + failure.what() + log;
@@ -69,8 +80,8 @@ static sycl::kernel make(const sycl::queue& queue, const Kernel& kernel, int64_t
 sycl::kernel kernel_for(const sycl::queue& queue, const Kernel& kernel, int64_t shared_bytes) {
   // Whole pages, so that a kernel that is launched with many sizes is not compiled for each.
   constexpr int64_t kPage = 4096;
-  const int64_t limit = static_cast<int64_t>(
-      queue.get_device().get_info<sycl::info::device::local_mem_size>());
+  const int64_t limit =
+      static_cast<int64_t>(queue.get_device().get_info<sycl::info::device::local_mem_size>());
   const int64_t whole = std::max<int64_t>(ceil_div(shared_bytes, kPage) * kPage, 16);
   const int64_t bytes = whole > limit ? shared_bytes : whole;
   using Key = std::tuple<const Kernel*, int64_t, size_t, size_t>;

@@ -3,9 +3,9 @@
 // options and device, where SYCL_CACHE_PERSISTENT is 1 (src/bnbx/backends/xpu.py sees to it).
 #pragma once
 
+#include <string>
 #include <sycl/kernel.hpp>
 #include <sycl/queue.hpp>
-#include <string>
 #include <utility>
 #include <vector>
 

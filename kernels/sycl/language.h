@@ -2,6 +2,8 @@
 // compiles the launches that stand beside the kernels; there no kernel is ever called.
 #pragma once
 
+#include <cmath>
+#include <cstdint>
 #include <sycl/atomic_ref.hpp>
 #include <sycl/ext/oneapi/experimental/free_function_traits.hpp>
 #include <sycl/ext/oneapi/free_function_queries.hpp>
@@ -9,14 +11,10 @@
 #include <sycl/group_algorithm.hpp>
 #include <sycl/group_barrier.hpp>
 
-#include <cmath>
-#include <cstdint>
-#include <type_traits>
-
 // 32 is a requirement, and a device that cannot meet it refuses the kernel.
 #ifdef __SYCL_DEVICE_ONLY__
-#define __global__                                                                               \
-  SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((::sycl::ext::oneapi::experimental::nd_range_kernel<3>))     \
+#define __global__                                                                           \
+  SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((::sycl::ext::oneapi::experimental::nd_range_kernel<3>)) \
   SYCL_EXT_ONEAPI_FUNCTION_PROPERTY((::sycl::ext::oneapi::experimental::sub_group_size<32>))
 #define __shared__ static __attribute__((opencl_local))
 #else
@@ -50,20 +48,28 @@ using Atomic = sycl::atomic_ref<T, sycl::memory_order::relaxed, sycl::memory_sco
 }  // namespace bnbx::sycl_words
 
 #define threadIdx (::bnbx::sycl_words::dim3_of(::bnbx::sycl_words::item().get_local_id()))
-#define blockIdx (::bnbx::sycl_words::dim3_of(::bnbx::sycl_words::item().get_group().get_group_id()))
+#define blockIdx \
+  (::bnbx::sycl_words::dim3_of(::bnbx::sycl_words::item().get_group().get_group_id()))
 #define blockDim (::bnbx::sycl_words::dim3_of(::bnbx::sycl_words::item().get_local_range()))
 #define gridDim (::bnbx::sycl_words::dim3_of(::bnbx::sycl_words::item().get_group_range()))
 
 inline void __syncthreads() { sycl::group_barrier(bnbx::sycl_words::item().get_group()); }
 
-template <class T>
-T atomicAdd(T* at, std::common_type_t<T> value) {
-  return bnbx::sycl_words::Atomic<T>(*at).fetch_add(value);
+// No templates: a pointer to shared memory is one of its own type, which would be deduced.
+inline uint32_t atomicAdd(uint32_t* at, uint32_t value) {
+  return bnbx::sycl_words::Atomic<uint32_t>(*at).fetch_add(value);
 }
 
-template <class T>
-T atomicMax(T* at, std::common_type_t<T> value) {
-  return bnbx::sycl_words::Atomic<T>(*at).fetch_max(value);
+inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
+  return bnbx::sycl_words::Atomic<unsigned long long>(*at).fetch_add(value);
+}
+
+inline uint32_t atomicMax(uint32_t* at, uint32_t value) {
+  return bnbx::sycl_words::Atomic<uint32_t>(*at).fetch_max(value);
+}
+
+inline int atomicMax(int* at, int value) {
+  return bnbx::sycl_words::Atomic<int>(*at).fetch_max(value);
 }
 
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }

@@ -20,9 +20,7 @@ void* paged_alloc(int64_t bytes, bool managed) {
   return memory;
 }
 
-void paged_free(void* memory, int, bool) noexcept {
-  sycl::free(memory, context());
-}
+void paged_free(void* memory, int, bool) noexcept { sycl::free(memory, context()); }
 
 void prefetch(const void* memory, int64_t bytes, bool to_device, Stream stream) {
   if (to_device) gpu::queue_of(stream).prefetch(memory, bytes);

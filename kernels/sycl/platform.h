@@ -85,10 +85,7 @@ void unpack(uint32_t pair, float* low, float* high, T type) {
   unpack_by_bits(pair, low, high, type);
 }
 
-inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) {
-  add_products(a, b, &sum, int8_t{});
-  return sum;
-}
+inline int32_t dot4(uint32_t a, uint32_t b, int32_t sum) { return dot4_by_bytes(a, b, sum); }
 
 // What the drivers of Intel's GPUs take.
 static constexpr int kArgumentBytes = 2048;
@@ -127,7 +124,6 @@ std::string name_of() {
 template <class... P, class... A>
 void start_with(const Kernel& kernel, void (*)(P...), Blocks blocks, int threads,
                 int64_t shared_bytes, Stream stream, A... arguments) {
-  static_assert((sizeof(P) + ... + 0) <= kArgumentBytes);
   const std::tuple<P...> values(static_cast<P>(arguments)...);
   std::apply(
       [&](const auto&... value) {
@@ -136,6 +132,14 @@ void start_with(const Kernel& kernel, void (*)(P...), Blocks blocks, int threads
       },
       values);
 }
+
+template <class... P>
+struct Parameters {
+  static constexpr int kBytes = (static_cast<int>(sizeof(P)) + ... + 0);
+};
+
+template <class... P>
+Parameters<P...> parameters_of(void (*)(P...));
 
 #ifdef BNBX_SYCL_SOURCE  // the file of kernels/cuda that the host's compiler reads
 template <auto kernel, class... A>

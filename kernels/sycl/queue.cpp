@@ -17,9 +17,10 @@ static sycl::device find_device() {
   const auto found = sycl::device::get_devices(type);
   if (found.empty()) {
     throw std::runtime_error(
-        serves_cpu() ? "SYCL finds no OpenCL device for the CPU: install dpcpp-cpp-rt, and name its "
-                       "libintelocl.so in OCL_ICD_FILENAMES"
-                     : "SYCL finds no GPU: look at sycl-ls and at ONEAPI_DEVICE_SELECTOR");
+        serves_cpu()
+            ? "SYCL finds no OpenCL device for the CPU: install dpcpp-cpp-rt, and name its "
+              "libintelocl.so in OCL_ICD_FILENAMES"
+            : "SYCL finds no GPU: look at sycl-ls and at ONEAPI_DEVICE_SELECTOR");
   }
   return found[0];
 }

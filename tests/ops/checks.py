@@ -38,7 +38,7 @@ every_isa = pytest.mark.usefixtures("isa")
 
 def is_for_gpus(isa: str) -> bool:
     """Return whether kernels for GPUs run, which cannot check on the host what tensors hold."""
-    return isa.startswith(("warp", "cuda"))
+    return isa.startswith(("warp", "cuda", "sycl", "xpu"))
 
 
 def values(size: int | tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from bnbx.backends import metal
 from bnbx.backends.loading import Found
 from bnbx.backends.native_grouped import NativeGroupedBackend
+from bnbx.backends.xpu import keep_compiled_kernels
 from bnbx.ops.checks import read_offsets
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def find() -> Found:
         return Found("_simt", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
     # Or on the CPU, as SYCL has it.
     if os.environ.get("BNBX_SYCL_CPU") == "1":
+        keep_compiled_kernels()
         return Found("_sycl", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
     if os.environ.get("BNBX_METAL_EMULATOR") == "1":
         return Found("_metal_emulator", metal.emulated)

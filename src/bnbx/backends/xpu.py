@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from bnbx.backends.native_grouped import NativeGroupedBackend
 from bnbx.backends.paged_memory import PagedDevices
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
     from types import ModuleType
 
     from torch import Tensor
@@ -30,13 +32,52 @@ _DECODE_FIRST = 16
 
 def find() -> Found | None:
     """Return the module for a torch for Intel's GPUs; say why there is none if there could be."""
-    found = Found("_sycl", XpuBackend, PagedDevices)
-    return find_module(found, "XPU", fits_torch=torch.version.xpu is not None)
+    found = find_module(
+        Found("_sycl", XpuBackend, XpuPagedDevices),
+        "XPU",
+        fits_torch=torch.version.xpu is not None,
+    )
+    if found is not None:
+        keep_compiled_kernels()
+    return found
+
+
+def keep_compiled_kernels() -> None:
+    """Switch SYCL's persistent cache on, unless the user has decided: each kernel takes seconds."""
+    os.environ.setdefault("SYCL_CACHE_PERSISTENT", "1")
 
 
 def _current_queue(tensor: Tensor) -> int:
     queue: int = torch.xpu.current_stream(tensor.device).sycl_queue
     return queue
+
+
+class XpuPagedDevices(PagedDevices):
+    """Intel's GPUs: the same memory by the names that torch has for them."""
+
+    def move(
+        self, blocks: Iterable[Any], device: torch.device, stream: Any, *, to_device: bool
+    ) -> None:
+        """Queue that managed blocks move to the device; back they move when the CPU reads them."""
+        with self.guard(device):
+            for block in blocks:
+                self._ext.prefetch(block.address, block.used, to_device, stream.sycl_queue)
+
+    def guard(self, device: torch.device) -> AbstractContextManager[None]:
+        """Return a context in which the device is the current one."""
+        return torch.xpu.device(device)
+
+    def new_stream(self, device: torch.device) -> Any:
+        """Return a queue for moves beside the kernels."""
+        return torch.xpu.Stream(device)
+
+    def current_stream(self, device: torch.device) -> Any:
+        """Return the queue of the kernels."""
+        return torch.xpu.current_stream(device)
+
+    def is_capturing(self) -> bool:
+        """Return that no graph is being captured: bnbx does not support them on this device."""
+        return False
 
 
 class XpuBackend(NativeGroupedBackend):
