@@ -28,6 +28,8 @@ namespace bnbx::gpu {
 //
 // constexpr int kGroup = 32;
 //     Lanes that work together.
+// constexpr bool kHasMma
+//     Whether mma is meant to be fast, as one instruction on all but old devices.
 // template <class T> T shuffle(T value, int lane);
 // template <class T> T shuffle_xor(T value, int mask);
 //     The value of another lane of the group. T has 4 or 8 bytes. As in all that a group does

@@ -21,10 +21,13 @@ static constexpr int64_t kOperandsMost = 256;
 // asynchronous copies, and bfloat16 not in its tensor cores.
 static constexpr int64_t kAsyncShared = 99 << 10;
 
+template <class T>
+static constexpr bool kCanDecodeInRegisters = sizeof(T) == 2 && kHasMma;
+
 // Whether a product is one for tiles that decode in registers.
 template <class T>
 static bool decodes_in_registers(const Product4& p) {
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (kCanDecodeInRegisters<T>) {
     static_assert(TileMemory<T, Operands8>::bytes(2) <= kAsyncShared);
     static_assert(TileMemory<T, Operands16>::bytes(2) <= kAsyncShared);
     static_assert(TileMemory<T, Operands32>::bytes(2) <= kAsyncShared);
@@ -39,11 +42,13 @@ static bool decodes_in_registers(const Product4& p) {
 template <class T, class Work>
 static void with_tile(const Product4& p, T, Work&& work) {
   const int64_t rows = rows_per_weight(p);
-  if (decodes_in_registers<T>(p)) {
-    if (rows <= 8) return work(Operands8{});
-    if (rows <= 16) return work(Operands16{});
-    if (rows <= 32) return work(Operands32{});
-    return work(Operands64{});
+  if constexpr (kCanDecodeInRegisters<T>) {
+    if (decodes_in_registers<T>(p)) {
+      if (rows <= 8) return work(Operands8{});
+      if (rows <= 16) return work(Operands16{});
+      if (rows <= 32) return work(Operands32{});
+      return work(Operands64{});
+    }
   }
   if (!fits<T, Tile32>()) return work(SmallTile{});
   if (fits<T, LargeTile>() && is_large<T>(p, p.N, p.K)) return work(LargeTile{});

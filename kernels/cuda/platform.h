@@ -9,6 +9,7 @@
 namespace bnbx::gpu {
 
 static constexpr int kGroup = 32;
+static constexpr bool kHasMma = true;
 static constexpr unsigned kAllLanes = 0xffffffffu;
 
 using Blocks = dim3;

@@ -12,6 +12,7 @@
 namespace bnbx::gpu {
 
 static constexpr int kGroup = 32;
+static constexpr bool kHasMma = false;
 
 using Blocks = dim3;
 

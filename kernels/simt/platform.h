@@ -13,6 +13,7 @@
 namespace bnbx::gpu {
 
 static constexpr int kGroup = simt::kLanes;
+static constexpr bool kHasMma = true;
 
 using Blocks = dim3;
 

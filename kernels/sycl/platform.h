@@ -10,6 +10,7 @@
 namespace bnbx::gpu {
 
 static constexpr int kGroup = 32;
+static constexpr bool kHasMma = false;
 
 using Blocks = dim3;
 
