@@ -105,7 +105,8 @@ def need(session: nox.Session, files: dict[str, str]) -> None:
         return
     if shutil.which("apt-get") is None or os.geteuid() != 0:
         session.error(f"not on this machine: run `apt-get install {' '.join(missing)}` as root")
-    apt = ("apt-get", "-qq", "-y")
+    # One at a time: sessions may run side by side, and apt does not wait for itself.
+    apt = ("flock", "/var/lock/bnbx-apt", "apt-get", "-qq", "-y")
     session.run(*apt, "update", external=True)
     session.run(*apt, "install", *missing, external=True, env={"DEBIAN_FRONTEND": "noninteractive"})
 
