@@ -172,7 +172,8 @@ def test_the_documented_backend_passes_the_selftest():
     options = ("--quick", "--json", "--import", module, "--device", "npu")
     done = python("-m", "bnbx", "selftest", *options)
     assert done.returncode == 0, done.stderr
-    _, _, report = done.stdout.partition("\n")  # the block prints a line
+    line, _, report = done.stdout.partition("\n")  # the line is what the block prints
+    assert f"```output\n{line}\n```" in (ROOT / "docs" / "backends.md").read_text()
     rows = json.loads(report)["devices"]["npu"]
     own = {row["operation"] for row in rows if row["backend"] == "npu-kernels"}
     assert own == {"dequantize_4bit", "int8_linear_matmul"}
