@@ -35,7 +35,8 @@ def test_every_argument_of_quantize_is_in_the_table():
     parser = cli._parser()
     options = vars(parser.parse_args(["quantize", "a", "b"])).keys()
     names = {f"--{name.replace('_', '-')}" for name in options}
-    table = set(re.findall(r"^\| `(--[a-z-]+)`", DOCUMENT, re.MULTILINE))
+    section = DOCUMENT.split("## Quantizing a checkpoint")[1].split("\n## ")[0]
+    table = set(re.findall(r"^\| `(--[a-z-]+)`", section, re.MULTILINE))
     assert names - table == {"--src", "--dst", "--command", "--json", "--no-progress"}
     assert table <= names
 
