@@ -1,4 +1,4 @@
-# The kernels, which CUDA, HIP and the emulator compile.
+# The kernels, which CUDA, HIP, SYCL and the emulator compile.
 set(kernels
     dequantize_4bit
     dequantize_blockwise
