@@ -38,6 +38,9 @@ class Model(nn.Module):
         self.layer = nn.Linear(128, 128)
         self.lm_head = nn.Linear(128, 50)
 
+    def get_input_embeddings(self):
+        return self.embedding
+
     def forward(self, input_ids):
         logits = self.lm_head(self.layer(self.embedding(input_ids)))
         return types.SimpleNamespace(logits=logits)
