@@ -42,15 +42,20 @@ _SLICE_BYTES = 16 << 20
 
 
 def find() -> Found:
-    """Return the module of the CPU, or the emulator of GPUs in its place."""
-    # The tests of the kernels for GPUs run them in an emulator, on tensors of the CPU.
-    if os.environ.get("BNBX_SIMT") == "1":
+    """Return the module of the CPU, or what tests have in its place, on tensors of the CPU.
+
+    That is the emulator of GPUs, SYCL's device that is a CPU, or the emulator of Metal.
+    """
+
+    def is_set(name: str) -> bool:
+        return os.environ.get(name) == "1"
+
+    if is_set("BNBX_SIMT"):
         return Found("_simt", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
-    # Or on the CPU, as SYCL has it.
-    if os.environ.get("BNBX_SYCL_CPU") == "1":
+    if is_set("BNBX_SYCL_CPU"):
         keep_compiled_kernels()
         return Found("_sycl", lambda ext: NativeGroupedBackend(ext, lambda _: 0))
-    if os.environ.get("BNBX_METAL_EMULATOR") == "1":
+    if is_set("BNBX_METAL_EMULATOR"):
         return Found("_metal_emulator", metal.emulated)
     return Found("_cpu", CpuBackend, details={"note": NOTE})
 

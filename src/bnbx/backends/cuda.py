@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from bnbx.backends.cuda_choice import decodes_first
-from bnbx.backends.native_grouped import NativeGroupedBackend
+from bnbx.backends.decode_first import DecodeFirstBackend
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ def _current_stream(tensor: Tensor) -> int:
     return stream
 
 
-class CudaBackend(NativeGroupedBackend):
+class CudaBackend(DecodeFirstBackend):
     """The native backend, with the device of the tensors made the current one where it is not."""
 
     #: What DLPack calls the type of the devices: kDLCUDA.
@@ -53,34 +52,9 @@ class CudaBackend(NativeGroupedBackend):
 
         return on_device
 
-    def _multiply_4bit(
-        self,
-        out: Tensor,
-        A: Tensor,
-        B: Tensor,
-        shapeB: Sequence[int],
-        absmax: Tensor,
-        blocksize: int,
-        quant_type: str,
-        bias: Tensor | None = None,
-        *nested: Any,
-        transposed: bool = False,
-    ) -> Tensor:
-        capability = self.capability(A.get_device())
-        if not decodes_first(capability, A.dtype, math.prod(A.shape[:-1]), shapeB):
-            call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
-            return super()._multiply_4bit(out, *call, transposed=transposed)
-        weight = A.new_empty(shapeB)
-        scales = self._scales(absmax, *nested)
-        self.dequantize_4bit(weight, B, scales, blocksize, quant_type, shapeB, A.dtype)
-        rows, products = A.reshape(-1, A.shape[-1]), out.view(-1, out.shape[-1])
-        weight = weight if transposed else weight.t()
-        # Autocast does not reach products into a given output.
-        if bias is None:
-            torch.mm(rows, weight, out=products)
-        else:
-            torch.addmm(bias, rows, weight, out=products)
-        return out
+    def decodes_first(self, A: Tensor, rows: int, shapeB: Sequence[int]) -> bool:
+        """Return what ``cuda_choice`` says."""
+        return decodes_first(self.capability(A.get_device()), A.dtype, rows, shapeB)
 
 
 @functools.cache

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from bnbx.backends.cuda import CudaBackend
-from bnbx.backends.loading import Found, find_module
+from bnbx.backends.loading import Found, find_module, mapped_libraries
 from bnbx.backends.paged_memory import PagedDevices
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-#: What the process has mapped into its memory; Linux has it.
-_MAPS = Path("/proc/self/maps")
 
 
 def find() -> Found | None:
@@ -32,7 +27,7 @@ class HipBackend(CudaBackend):
     dlpack_device = 10
 
     def __init__(self, ext: ModuleType) -> None:
-        _check_runtime(ext.describe()["isa"], _MAPS.read_text() if _MAPS.exists() else "")
+        _check_runtime(ext.describe()["isa"])
         super().__init__(ext)
 
     def capability(self, device: int) -> tuple[int, int]:  # noqa: ARG002 (all are alike)
@@ -44,12 +39,9 @@ class HipBackend(CudaBackend):
         return 0, 0
 
 
-def _check_runtime(toolkit: str, maps: str) -> None:
-    """Raise if the module has brought a second HIP runtime into the process.
-
-    A stream is an object of the runtime that made it: to another one, torch's mean nothing.
-    """
-    found = sorted(set(re.findall(r"\S*/libamdhip64\S*", maps)))
+def _check_runtime(toolkit: str, maps: str | None = None) -> None:
+    """Raise if the module has brought a second HIP runtime into the process."""
+    found = mapped_libraries("libamdhip64", maps)
     if len(found) > 1:
         raise ImportError(
             f"it was built with {toolkit}, torch for {torch.version.hip}, and each has loaded its "

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import re
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from bnbx.backends.metal import MetalBackend
     from bnbx.backends.native import NativeBackend
     from bnbx.backends.paged_memory import PagedDevices
+
+
+#: What the process has mapped into its memory; Linux has it.
+_MAPS = Path("/proc/self/maps")
 
 
 class Found(NamedTuple):
@@ -71,6 +77,17 @@ def find_module(found: Found, kind: str, *, fits_torch: bool) -> Found | None:
     if is_installed:
         raise OtherTorchError(f"torch {torch.__version__} is built without {kind}")
     return None
+
+
+def mapped_libraries(name: str, maps: str | None = None) -> list[str]:
+    """Return the files of a shared library that the process has loaded, as Linux lists them.
+
+    Streams and queues are objects of the library that made them: with two of one name in the
+    process, those of torch mean nothing to the kernels.
+    """
+    if maps is None:
+        maps = _MAPS.read_text() if _MAPS.exists() else ""
+    return sorted(set(re.findall(rf"\S*/{re.escape(name)}\S*", maps)))
 
 
 class Kernels(NamedTuple):

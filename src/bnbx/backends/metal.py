@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bnbx.backends.decode_first import multiply
 from bnbx.backends.loading import Found, find_module
 from bnbx.backends.metal_launches import LANES, SIMDS, THREADS
 from bnbx.backends.metal_optimizers import MetalOptimizers
@@ -148,7 +149,7 @@ class MetalBackend(MetalOptimizers):
         scales = self._scales(absmax, *nested)
         if M > _FEW_ROWS:
             weight = self._decoded(A, B, shapeB, scales, blocksize, quant_type)
-            return _multiply(out, A, weight.t(), bias)
+            return multiply(out, A, weight.t(), bias)
         groups = blocks_of(N * blocks_of(M, _ROWS_AT_ONCE), SIMDS)
         A = A.contiguous()
         weights = (_bytes(B.contiguous()), scales, _log2(blocksize), QUANT_TYPES[quant_type])
@@ -169,7 +170,7 @@ class MetalBackend(MetalOptimizers):
     ) -> Tensor:
         scales = self._scales(absmax, *nested)
         weight = self._decoded(A, B, shapeB, scales, blocksize, quant_type)
-        return _multiply(out, A, weight, None)
+        return multiply(out, A, weight, None)
 
     def gemm_4bit_grouped(
         self,
@@ -442,17 +443,6 @@ def _int8_options(
     return [out.numel(), columns, depth, *of_bias, DTYPES[out.dtype], outliers, DTYPES[dtype]]
 
 
-def _multiply(out: Tensor, A: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply by a matrix; autocast does not reach products into a given output."""
-    M = math.prod(A.shape[:-1])
-    rows, products = A.reshape(M, A.shape[-1]), out.view(M, out.shape[-1])
-    if bias is None:
-        torch.mm(rows, weight, out=products)
-    else:
-        torch.addmm(bias, rows, weight, out=products)
-    return out
-
-
 def _multiply_grouped(
     out: Tensor, A: Tensor, weights: Tensor, offsets: Tensor, bias: Tensor | None
 ) -> Tensor:
@@ -464,7 +454,7 @@ def _multiply_grouped(
     for e, offset in enumerate(offsets.tolist()):
         end = max(begin, min(offset, rows))
         if end > begin:
-            _multiply(out[begin:end], A[begin:end], weights[e], None if bias is None else bias[e])
+            multiply(out[begin:end], A[begin:end], weights[e], None if bias is None else bias[e])
         begin = end
     out[begin:].zero_()
     return out

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bnbx.backends.loading import Found, find_module
-from bnbx.backends.native_grouped import NativeGroupedBackend
+from bnbx.backends.decode_first import DecodeFirstBackend
+from bnbx.backends.loading import Found, find_module, mapped_libraries
 from bnbx.backends.paged_memory import PagedDevices
 
 if TYPE_CHECKING:
@@ -21,8 +18,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-#: What the process has mapped into its memory; Linux has it.
-_MAPS = Path("/proc/self/maps")
 #: kDLOneAPI of DLPack.
 _DLPACK_XPU = 14
 #: From so many rows on, a 4-bit product decodes the weight once and leaves the product to torch,
@@ -80,48 +75,21 @@ class XpuPagedDevices(PagedDevices):
         return False
 
 
-class XpuBackend(NativeGroupedBackend):
+class XpuBackend(DecodeFirstBackend):
     """The native backend; products with many rows are left to torch."""
 
     def __init__(self, ext: ModuleType) -> None:
-        _check_libraries(_MAPS.read_text() if _MAPS.exists() else "")
+        _check_libraries()
         super().__init__(ext, _current_queue, _DLPACK_XPU)
 
-    def _multiply_4bit(
-        self,
-        out: Tensor,
-        A: Tensor,
-        B: Tensor,
-        shapeB: Sequence[int],
-        absmax: Tensor,
-        blocksize: int,
-        quant_type: str,
-        bias: Tensor | None = None,
-        *nested: Any,
-        transposed: bool = False,
-    ) -> Tensor:
-        if math.prod(A.shape[:-1]) < _DECODE_FIRST:
-            call = (A, B, shapeB, absmax, blocksize, quant_type, bias, *nested)
-            return super()._multiply_4bit(out, *call, transposed=transposed)
-        weight = A.new_empty(shapeB)
-        scales = self._scales(absmax, *nested)
-        self.dequantize_4bit(weight, B, scales, blocksize, quant_type, shapeB, A.dtype)
-        rows, products = A.reshape(-1, A.shape[-1]), out.view(-1, out.shape[-1])
-        weight = weight if transposed else weight.t()
-        # Autocast does not reach products into a given output.
-        if bias is None:
-            torch.mm(rows, weight, out=products)
-        else:
-            torch.addmm(bias, rows, weight, out=products)
-        return out
+    def decodes_first(self, A: Tensor, rows: int, shapeB: Sequence[int]) -> bool:  # noqa: ARG002
+        """Return whether there are many rows."""
+        return rows >= _DECODE_FIRST
 
 
-def _check_libraries(maps: str) -> None:
-    """Raise if the module has brought a second library of SYCL into the process.
-
-    A queue is an object of the library that made it: to another one, torch's mean nothing.
-    """
-    found = sorted(set(re.findall(r"\S*/libsycl\.so\S*", maps)))
+def _check_libraries(maps: str | None = None) -> None:
+    """Raise if the module has brought a second library of SYCL into the process."""
+    found = mapped_libraries("libsycl.so", maps)
     if len(found) > 1:
         raise ImportError(
             f"it and torch {torch.__version__} have each loaded a SYCL library of their own "
